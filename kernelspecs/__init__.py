@@ -1,0 +1,1 @@
+"""The profiles and logos that ship with elastic-kernels; data only."""
