@@ -1,0 +1,86 @@
+"""The Kubernetes API, as the rest of the gateway sees it. Nothing outside this package talks to it.
+
+``client`` makes requests, ``informer`` keeps a copy of the kernels' pods, ``reaper`` ends pods; a ``Cluster`` holds one of each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import weakref
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from elastic_kernels import names
+from elastic_kernels.cluster.client import Client, Object
+from elastic_kernels.cluster.informer import Informer, Key
+from elastic_kernels.cluster.reaper import Ending, Reaper
+from elastic_kernels.settings import ElasticKernels, default_namespace
+
+__all__ = ["Client", "Cluster", "Ending", "Informer", "Key", "Object", "Reaper", "shared"]
+
+log = logging.getLogger(__name__)
+
+
+class Cluster:
+    """One gateway process's connection to its cluster. Belongs to the event loop on which it was opened."""
+
+    def __init__(self, client: Client, namespace: str, deployment: str) -> None:
+        self.client = client
+        self.namespace = namespace
+        """Where the kernels' pods and records live."""
+        self.deployment = deployment
+        self.pods = Informer(client, "pods", namespace, selectors={"labelSelector": names.selector(deployment)})
+        self.reaper = Reaper(client, self.pods)
+        self._watching: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(cls, settings: ElasticKernels) -> Cluster:
+        """Connect as the settings say and begin to watch. Raises ConfigurationError if no cluster is configured."""
+        client = await Client.connect(
+            kubeconfig=settings.kubeconfig,
+            context=settings.context,
+            request_timeout=settings.request_timeout,
+            retry_time=settings.retry_time,
+        )
+        cluster = cls(client, settings.namespace or default_namespace(client.context_namespace), settings.deployment)
+        cluster._watching = asyncio.get_running_loop().create_task(cluster.pods.run(), name="watch pods")
+        log.info("Kernels run in the namespace %r, as the deployment %r", cluster.namespace, cluster.deployment)
+        return cluster
+
+    async def close(self) -> None:
+        """Stop watching and close all connections; pods stay as they are."""
+        await self.reaper.close()
+        if self._watching is not None:
+            self._watching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watching
+        await self.client.close()
+
+    @asynccontextmanager
+    async def events_of(self, namespace: str, uid: str, on_change: Callable[[], None]) -> AsyncIterator[Informer]:
+        """Watch the events of one pod for as long as the context lasts: for pods that are slow to start, not for all."""
+        events = Informer(self.client, "events", namespace, selectors={"fieldSelector": f"involvedObject.uid={uid}"}, on_change=on_change)
+        task = asyncio.get_running_loop().create_task(events.run(), name=f"watch events of {uid}")
+        try:
+            yield events
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+_clusters: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Future[Cluster]] = weakref.WeakKeyDictionary()
+
+
+async def shared(settings: ElasticKernels) -> Cluster:
+    """Return the process's one cluster (one for each event loop, to be exact), opened by whoever comes first.
+
+    Raises ConfigurationError as ``Cluster.open`` does; the next caller tries again.
+    """
+    loop = asyncio.get_running_loop()
+    opening = _clusters.get(loop)
+    if opening is None or (opening.done() and (opening.cancelled() or opening.exception())):
+        opening = _clusters[loop] = loop.create_task(Cluster.open(settings))
+    return await asyncio.shield(opening)

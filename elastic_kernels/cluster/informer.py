@@ -1,0 +1,161 @@
+"""An informer: a local copy of all objects of one resource that match a selector, kept up to date by one watch.
+
+List, then watch from the list's resourceVersion, with bookmarks (Kubernetes, "Efficient detection of changes"). A watch that the
+server ends is resumed where it was; ``410 Gone`` means list again; any other failure means wait, with jitter, and try again,
+for ever: a copy that is not being updated says so (``stale_since``), and an object that is absent from it is not known to be gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from elastic_kernels.cluster.client import Client, Object
+from elastic_kernels.errors import ClusterAwayError, ClusterError
+
+log = logging.getLogger(__name__)
+
+WATCH_SECONDS: Final = 300
+_FIRST_WAIT: Final = 0.1
+_LONGEST_WAIT: Final = 10.0
+
+Key = tuple[str, str]
+"""Namespace and name."""
+
+
+class Informer:
+    """The copy and its upkeep. All methods are called on the event loop that ``run`` runs on; the reading ones are synchronous."""
+
+    def __init__(
+        self,
+        client: Client,
+        resource: str,
+        namespace: str | None,
+        *,
+        selectors: Mapping[str, str],
+        on_change: Callable[[], None] | None = None,
+    ) -> None:
+        """``selectors`` are ``labelSelector`` and ``fieldSelector``; ``on_change`` is called after any change, and must not block."""
+        self.stale_since: float | None = None
+        """The loop's time since which the copy has not been kept up, None while it is."""
+        self._client = client
+        self._resource = resource
+        self._namespace = namespace
+        self._selectors = dict(selectors)
+        self._on_change = on_change
+        self._pause = _FIRST_WAIT
+        self._objects: dict[Key, Object] = {}
+        self._listeners: dict[Key, set[Callable[[Object | None], None]]] = {}
+        self._listed = asyncio.Event()
+        self._version = ""
+
+    def get(self, key: Key) -> Object | None:
+        """Return the object as last seen, or None if it is not in the copy. The caller does not change it."""
+        return self._objects.get(key)
+
+    def objects(self) -> list[Object]:
+        """Return all objects of the copy."""
+        return list(self._objects.values())
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the copy is complete and being kept up: only then is an absent object a deleted one."""
+        return self._listed.is_set() and self.stale_since is None
+
+    async def listed(self) -> None:
+        """Wait for the first complete copy."""
+        await self._listed.wait()
+
+    def listen(self, key: Key, listener: Callable[[Object | None], None]) -> None:
+        """Have ``listener`` called with the object of ``key`` after each change, with None when it goes. It must not block."""
+        self._listeners.setdefault(key, set()).add(listener)
+
+    def forget(self, key: Key, listener: Callable[[Object | None], None]) -> None:
+        """End what ``listen`` began."""
+        listeners = self._listeners.get(key, set())
+        listeners.discard(listener)
+        if not listeners:
+            self._listeners.pop(key, None)
+
+    async def run(self) -> None:
+        """Keep the copy up until cancelled. Never raises for what the cluster does."""
+        while True:
+            try:
+                if not self._version:
+                    await self._list()
+                await self._watch()
+                continue
+            except _GoneError:
+                self._version = ""
+                await asyncio.sleep(random.uniform(0, _FIRST_WAIT))
+                continue
+            except ClusterError as error:
+                # a refusal that will not pass by itself (RBAC) is as loud as one that will: somebody can mend it while we wait
+                log.warning("Watching %s: %s (%s)", self._resource, error, error.detail)
+                self._version = ""
+            except ClusterAwayError as error:
+                log.info("Watching %s: %s (%s)", self._resource, error, error.detail)
+            except Exception:
+                log.exception("Watching %s failed; the copy is built anew", self._resource)
+                self._version = ""
+            if self.stale_since is None:
+                self.stale_since = asyncio.get_running_loop().time()
+            await asyncio.sleep(self._pause * random.uniform(0.5, 1.0))
+            self._pause = min(self._pause * 2, _LONGEST_WAIT)
+
+    async def _list(self) -> None:
+        answer = await self._client.list(self._resource, self._namespace, **self._selectors)
+        objects = {_key(item): item for item in answer.get("items") or ()}
+        gone = self._objects.keys() - objects.keys()
+        changed = [key for key, item in objects.items() if _version(self._objects.get(key)) != _version(item)]
+        self._objects = objects
+        self._version = answer["metadata"]["resourceVersion"]
+        self.stale_since = None
+        self._listed.set()
+        for key in (*changed, *gone):
+            self._tell(key)
+
+    async def _watch(self) -> None:
+        query = {**self._selectors, "resourceVersion": self._version, "timeoutSeconds": str(WATCH_SECONDS)}
+        async with self._client.watch(self._resource, self._namespace, **query) as events:
+            self.stale_since = None
+            self._pause = _FIRST_WAIT
+            async for event in events:
+                self._apply(event["type"], event["object"])
+
+    def _apply(self, kind: str, item: Object) -> None:
+        if kind == "ERROR":
+            if item.get("code") == 410:
+                raise _GoneError
+            raise ClusterError(str(item.get("message")), code=int(item.get("code") or 500), reason=str(item.get("reason")))
+        self._version = _version(item)
+        if kind == "BOOKMARK":
+            return
+        key = _key(item)
+        if kind == "DELETED":
+            self._objects.pop(key, None)
+        else:
+            self._objects[key] = item
+        self._tell(key)
+
+    def _tell(self, key: Key) -> None:
+        for listener in tuple(self._listeners.get(key, ())):
+            listener(self._objects.get(key))
+        if self._on_change is not None:
+            self._on_change()
+
+
+class _GoneError(Exception):
+    """The watch's resourceVersion is too old."""
+
+
+def _key(item: Object) -> Key:
+    metadata: dict[str, Any] = item["metadata"]
+    return metadata.get("namespace", ""), metadata["name"]
+
+
+def _version(item: Object | None) -> str:
+    return str(item["metadata"].get("resourceVersion", "")) if item else ""

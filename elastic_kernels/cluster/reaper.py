@@ -1,0 +1,140 @@
+"""The end of pods: gracefully, then by force, and again until they are gone.
+
+A pod handed over here is nobody else's business any more: its deletion survives whoever asked for it, outlasts an API server
+that is away, and overtakes a node that does not answer. The kernel's record, if it is to go as well, goes once its pod's
+deletion is accepted: it owns the pod, so that even a gateway that dies in between leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from typing import Final
+
+from elastic_kernels import status
+from elastic_kernels.cluster.client import Client
+from elastic_kernels.cluster.informer import Informer, Key
+from elastic_kernels.errors import ClusterAwayError, ClusterError
+
+log = logging.getLogger(__name__)
+
+# What a kubelet needs, beyond the grace period, to take a container down and say so.
+_MARGIN: Final = 15.0
+_PAUSE: Final = 5.0
+
+
+@dataclass
+class Ending:
+    """One pod's way out; whoever began it may look at it and hurry it, and nobody has to."""
+
+    key: Key
+    grace: int
+    """Seconds that the container has between SIGTERM and SIGKILL."""
+    patience: float = 0.0
+    """Seconds to wait for the pod to end by itself before it is deleted."""
+    record: str | None = None
+    """The name of the record that goes with the pod, or None if it stays."""
+    accepted: bool = False
+    """Whether the API server has taken the deletion of all that is to go (or has nothing of it)."""
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Reaper:
+    """Ends pods in the background of one event loop, on which all its methods are called."""
+
+    def __init__(self, client: Client, pods: Informer) -> None:
+        self._client = client
+        self._pods = pods
+        self._endings: dict[Key, Ending] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def end(self, key: Key, *, grace: int, patience: float = 0.0, record: str | None = None) -> Ending:
+        """Have the pod of ``key`` deleted, with its record if one is named; return at once. Repeated calls only hurry it."""
+        ending = self._endings.get(key)
+        if ending is None:
+            ending = self._endings[key] = Ending(key, grace, patience, record)
+            task = asyncio.get_running_loop().create_task(self._carry_out(ending), name=f"end {'/'.join(key)}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            return ending
+        if record is not None and ending.record is None:
+            ending.record, ending.accepted = record, False
+        if grace < ending.grace or patience < ending.patience:
+            ending.accepted = ending.accepted and grace >= ending.grace
+            ending.grace, ending.patience = min(grace, ending.grace), min(patience, ending.patience)
+        ending.changed.set()
+        return ending
+
+    async def settled(self) -> None:
+        """Wait until everything handed over so far is gone."""
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    async def close(self) -> None:
+        """Stop; what is not gone yet stays as it is."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _carry_out(self, ending: Ending) -> None:
+        def wake(_: object) -> None:
+            ending.changed.set()
+
+        self._pods.listen(ending.key, wake)
+        try:
+            await self._wait_for_its_end(ending)
+            while not await self._is_gone(ending):
+                pass
+        finally:
+            self._pods.forget(ending.key, wake)
+            del self._endings[ending.key]
+        log.debug("The pod %s is gone", "/".join(ending.key))
+
+    async def _wait_for_its_end(self, ending: Ending) -> None:
+        """Give the kernel, which was asked to shut down, the time to do it."""
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        while (left := begin + ending.patience - loop.time()) > 0:
+            pod = self._pods.get(ending.key)
+            if pod is None or status.has_ended(pod):
+                return
+            await _change(ending, left)
+
+    async def _is_gone(self, ending: Ending) -> bool:
+        """Ask for the deletion once, then wait until there is nothing left or it is time to ask again."""
+        loop = asyncio.get_running_loop()
+        grace = ending.grace
+        seen = self._pods.get(ending.key) is not None
+        try:
+            exists = await self._client.delete("pods", *ending.key, grace=grace)
+            if ending.record is not None:
+                await self._client.delete("secrets", ending.key[0], ending.record)
+        except (ClusterError, ClusterAwayError) as error:
+            log.warning("Deleting the pod %s: %s (%s); trying again", "/".join(ending.key), error, error.detail)
+            await _change(ending, _PAUSE)
+            return False
+        ending.accepted = True
+        if not exists:
+            return True
+        deadline = loop.time() + grace + _MARGIN
+        while (left := deadline - loop.time()) > 0:
+            if not ending.accepted:
+                return False
+            is_there = self._pods.get(ending.key) is not None
+            if seen and not is_there and self._pods.is_fresh:
+                return True
+            seen = seen or is_there
+            await _change(ending, left)
+        # its node does not answer: take it from the API, as 'kubectl delete --force' does
+        ending.grace = 0
+        return False
+
+
+async def _change(ending: Ending, seconds: float) -> None:
+    try:
+        await asyncio.wait_for(ending.changed.wait(), seconds)
+    except asyncio.TimeoutError:
+        return
+    finally:
+        ending.changed.clear()

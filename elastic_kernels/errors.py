@@ -1,0 +1,89 @@
+"""What can go wrong, as exceptions whose text is meant for people.
+
+Every error carries three things: the HTTP status that a REST client sees, one public sentence (what, why, what to do), and a
+detail for the operator's log. Only the sentence leaves the gateway, in the response body's ``message``.
+"""
+
+from __future__ import annotations
+
+
+class ElasticKernelsError(Exception):
+    """The base of all errors that this project raises on purpose.
+
+    ``str(error)`` is the public sentence; ``detail`` is for the log and may be empty; ``status`` is an HTTP status code.
+    """
+
+    status = 500
+
+    def __init__(self, sentence: str, *, detail: str = "") -> None:
+        super().__init__(one_line(sentence))
+        self.detail = detail
+
+
+class ProfileError(ElasticKernelsError):
+    """A profile (or a file of them) is not valid. The sentence holds each path and value, separated by semicolons."""
+
+    status = 500
+
+
+class RequestError(ElasticKernelsError):
+    """The client asked for something malformed."""
+
+    status = 400
+
+
+class NotAllowedError(ElasticKernelsError):
+    """The client asked for something that the profile does not open to it."""
+
+    status = 403
+
+
+class KernelExistsError(ElasticKernelsError):
+    """The kernel id that a client chose belongs to a kernel already."""
+
+    status = 409
+
+
+class LaunchError(ElasticKernelsError):
+    """The kernel's pod cannot start, or can start but not run the kernel."""
+
+    status = 500
+
+
+class LaunchTimeoutError(ElasticKernelsError):
+    """The launch took longer than it may; the sentence says what it was waiting for."""
+
+    status = 504
+
+
+class ClusterError(ElasticKernelsError):
+    """The Kubernetes API refused a request. ``reason`` is the API's word for it (``AlreadyExists``, ``Forbidden``, …)."""
+
+    status = 502
+
+    def __init__(self, sentence: str, *, code: int, reason: str, detail: str = "", retry_after: float | None = None) -> None:
+        super().__init__(sentence, detail=detail)
+        self.code = code
+        self.reason = reason
+        self.retry_after = retry_after
+
+
+class ClusterAwayError(ElasticKernelsError):
+    """The Kubernetes API did not answer within the time that the caller could wait."""
+
+    status = 503
+
+
+class ConfigurationError(ElasticKernelsError):
+    """The gateway's own settings are wrong or incomplete."""
+
+    status = 500
+
+
+def one_line(text: str, limit: int = 1000) -> str:
+    """Return ``text`` on one line, without control characters, cut to ``limit`` characters.
+
+    Texts from clusters and containers pass through here before a user reads them.
+    """
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"

@@ -1,0 +1,245 @@
+"""One launch: the record, the pod, the wait, the connection. Knows nothing of Enterprise Gateway.
+
+The wait is on the watch, not on a timer, and ends the moment the launch can no longer succeed. Whatever was created for a
+launch that fails, is given up by its client, or is cancelled, is handed to the reaper.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from elastic_kernels import names, pod, record, status
+from elastic_kernels.cluster import Cluster, Key, Object
+from elastic_kernels.errors import (
+    ClusterAwayError,
+    ClusterError,
+    ElasticKernelsError,
+    KernelExistsError,
+    LaunchError,
+    LaunchTimeoutError,
+    one_line,
+)
+from elastic_kernels.profiles import Profile
+from elastic_kernels.record import Record
+from elastic_kernels.request import KernelRequest
+from elastic_kernels.status import Phase, Status
+
+log = logging.getLogger(__name__)
+
+# A pod that runs by then, as most do, never has its events watched.
+_SLOW: Final = 2.0
+_LOG_LINES: Final = 5
+_FIRST_PAUSE: Final = 0.01
+_LONGEST_PAUSE: Final = 0.25
+_CONNECT_SECONDS: Final = 2.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Started:
+    """A kernel that answers."""
+
+    key: Key
+    """Namespace and name of its pod."""
+    address: str
+    """The pod's address."""
+    connection: dict[str, Any]
+    """The content of a connection file for whoever connects to it."""
+
+
+Connect = Callable[[Record, int, str], Awaitable[dict[str, Any]]]
+"""Given record, port set and the pod's address: waits for the kernel to answer and returns how to connect to it."""
+
+
+async def launch(
+    cluster: Cluster,
+    profile: Profile,
+    asked: Record,
+    request: KernelRequest,
+    spot: pod.Spot,
+    *,
+    connect: Connect,
+    arguments: Mapping[str, str],
+    again: bool = False,
+) -> Started:
+    """Start a kernel and return once it answers.
+
+    ``again`` is a restart: the record of ``asked.kernel_id`` that exists is used, and kept if the launch fails. ``arguments`` are
+    values for the command's placeholders. Raises LaunchError, LaunchTimeoutError, KernelExistsError, ClusterError and
+    ClusterAwayError; then nothing that was created remains, at the latest when the API server answers again.
+    """
+    attempt = _Attempt(cluster, profile, request)
+    try:
+        return await asyncio.wait_for(attempt.run(asked, spot, connect, arguments, again), request.timeout)
+    except asyncio.TimeoutError:
+        attempt.give_up()
+        raise LaunchTimeoutError(
+            f"The kernel {attempt.title} was not ready within {request.timeout:g} seconds: {attempt.status.sentence}.",
+            detail=attempt.status.phase.value,
+        ) from None
+    except ClusterError as error:
+        attempt.give_up()
+        raise LaunchError(f"The cluster refused the kernel {attempt.title}: {error}.", detail=error.detail) from error
+    except ClusterAwayError as error:
+        attempt.give_up()
+        raise ClusterAwayError(
+            f"The kernel {attempt.title} could not be started because the cluster does not answer; try again in a minute.",
+            detail=error.detail,
+        ) from error
+    except BaseException:  # a cancelled launch, too, leaves nothing behind
+        attempt.give_up()
+        raise
+
+
+async def ports_answer(asked: Record, ports: int, address: str) -> dict[str, Any]:
+    """Wait until all of a kernel's ports accept connections, and return how to connect: a ``Connect`` for direct kernels."""
+    connection = record.connection(asked, ports, address)
+    for port in [value for name, value in connection.items() if name.endswith("_port")]:
+        pause = _FIRST_PAUSE
+        while not await _accepts(address, port):
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, _LONGEST_PAUSE)
+    return connection
+
+
+class _Attempt:
+    """One launch under way: what it has created so far, and the last that is known of its pod."""
+
+    def __init__(self, cluster: Cluster, profile: Profile, request: KernelRequest) -> None:
+        self.title = repr(profile.display_name or profile.name)
+        self.status = Status(Phase.QUEUED, "the cluster has not taken it yet")
+        self._cluster = cluster
+        self._profile = profile
+        self._request = request
+        self._key: Key | None = None
+        self._new_record: str | None = None
+        self._creating: asyncio.Task[Object] | None = None
+
+    async def run(self, asked: Record, spot: pod.Spot, connect: Connect, arguments: Mapping[str, str], again: bool) -> Started:
+        secret = await self._record(asked, again)
+        kept = record.from_secret(secret)
+        ports = _next_ports(self._cluster, kept) if again else 0
+        start = pod.Launch(token=secrets.token_hex(3), ports=ports, record_uid=secret["metadata"]["uid"], arguments=arguments)
+        manifest = pod.build_pod(self._profile, kept, self._request, start, spot)
+        self._key = (kept.namespace, manifest["metadata"]["name"])
+        created = await self._create("pods", manifest)
+        address, connection = await self._connected(created, lambda address: connect(kept, ports, address))
+        return Started(self._key, address, connection)
+
+    def give_up(self) -> None:
+        """Have everything deleted that this attempt created, also what the API server is still about to create."""
+        if self._creating is not None and not self._creating.done():
+            self._creating.add_done_callback(lambda _: self._end())
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        if self._key is not None or self._new_record is not None:
+            key = self._key or (self._cluster.namespace, f"none-{self._new_record}")
+            self._cluster.reaper.end(key, grace=1, record=self._new_record)
+
+    async def _record(self, asked: Record, again: bool) -> Object:
+        if again:
+            kept = await self._cluster.client.get("secrets", asked.namespace, asked.name)
+            if kept is not None:
+                return kept
+        self._new_record = asked.name
+        try:
+            return await self._create("secrets", record.to_secret(asked))
+        except ClusterError as error:
+            if error.code == 409:
+                self._new_record = None  # it is somebody else's
+                raise KernelExistsError(f"There is a kernel with the id {asked.kernel_id} already.") from error
+            raise
+
+    async def _create(self, resource: str, body: Object) -> Object:
+        """Create in a task of its own: a request that is on its way cannot be taken back, so its outcome is waited for."""
+        self._creating = asyncio.get_running_loop().create_task(self._cluster.client.create(resource, body))
+        return await asyncio.shield(self._creating)
+
+    async def _connected(self, created: Object, connect: Callable[[str], Awaitable[dict[str, Any]]]) -> tuple[str, dict[str, Any]]:
+        assert self._key is not None
+        wake = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        connecting: asyncio.Future[dict[str, Any]] | None = None
+        events = None
+        seen = False
+
+        def changed(_: object) -> None:
+            wake.set()
+
+        self._cluster.pods.listen(self._key, changed)
+        try:
+            async with AsyncExitStack() as stack:
+                slow = loop.time() + _SLOW
+                while True:
+                    wake.clear()
+                    current = self._cluster.pods.get(self._key)
+                    seen = seen or current is not None
+                    # a pod that the watch has not brought yet is as it was created
+                    now = current if seen else created
+                    await self._note(status.classify(now, events.objects() if events else ()))
+                    if connecting is None and self.status.phase is Phase.RUNNING and now and now["status"].get("podIP"):
+                        connecting = asyncio.ensure_future(connect(now["status"]["podIP"]))
+                        connecting.add_done_callback(changed)
+                        stack.callback(connecting.cancel)
+                    if connecting is not None and connecting.done():
+                        return str(now["status"]["podIP"]) if now else "", connecting.result()
+                    if events is None and loop.time() >= slow:
+                        context = self._cluster.events_of(self._key[0], created["metadata"]["uid"], wake.set)
+                        events = await stack.enter_async_context(context)
+                    await _wait(wake, None if events else slow - loop.time())
+        finally:
+            self._cluster.pods.forget(self._key, changed)
+
+    async def _note(self, now: Status) -> None:
+        """Log a change of the pod's status, and end the launch if it is the last one."""
+        if now != self.status:
+            self.status = now
+            log.info("Kernel %s, pod %s: %s: %s", self.title, "/".join(self._key or ()), now.phase.value, one_line(now.sentence))
+        if now.hopeless:
+            raise LaunchError(f"The kernel {self.title} cannot start: {now.sentence}.{await self._last_words()}")
+
+    async def _last_words(self) -> str:
+        """Return the end of the container's log, as a part of a sentence, or nothing if there is none to be had."""
+        assert self._key is not None
+        pod_ = self._cluster.pods.get(self._key)
+        if pod_ is None or status.exit_code(pod_) is None:
+            return ""
+        try:
+            lines = one_line(await self._cluster.client.pod_log(*self._key, lines=_LOG_LINES), limit=600)
+        except ElasticKernelsError as error:
+            log.info("The log of the pod %s cannot be read: %s", "/".join(self._key), error)
+            return ""
+        return f" The end of its log: {lines}" if lines else ""
+
+
+def _next_ports(cluster: Cluster, kept: Record) -> int:
+    """Return the port set that the kernel's latest pod does not use."""
+    pods = [item["metadata"] for item in cluster.pods.objects() if item["metadata"]["labels"].get(names.KERNEL_ID) == kept.kernel_id]
+    latest = max(pods, key=lambda metadata: str(metadata["creationTimestamp"]), default=None)
+    used = int(latest["annotations"][names.PORTS]) if latest else len(record.PORT_SETS) - 1
+    return (used + 1) % len(record.PORT_SETS)
+
+
+async def _accepts(address: str, port: int) -> bool:
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(address, port), _CONNECT_SECONDS)
+    except (OSError, asyncio.TimeoutError):
+        return False
+    writer.close()
+    return True
+
+
+async def _wait(event: asyncio.Event, seconds: float | None) -> None:
+    try:
+        await asyncio.wait_for(event.wait(), seconds)
+    except asyncio.TimeoutError:
+        return

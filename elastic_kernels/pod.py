@@ -1,0 +1,245 @@
+"""``build_pod``: a profile and one launch become a manifest. Pure: no input or output, no clock, no randomness.
+
+The profile is an administrator's word and is carried out as it stands. What came from a client appears in three places only:
+the image (if the profile admits it), the working directory and the values of variables that the profile opens; neither of
+them is expanded or parsed by anybody on the way.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from elastic_kernels import names, taints
+from elastic_kernels import record as records
+from elastic_kernels.merge import merge
+from elastic_kernels.profiles import Profile
+from elastic_kernels.record import Record
+from elastic_kernels.request import KernelRequest
+
+CONTAINER: Final = "kernel"
+MOUNT_PATH: Final = "/var/run/elastic-kernels"
+HOME: Final = "/home/jovyan"
+_PLACEHOLDER: Final = re.compile(r"\{([a-z_]+)\}")
+
+
+@dataclass(frozen=True)
+class Spot:
+    """How this cluster marks its spot machines."""
+
+    label: str
+    """``key=value``."""
+    taint: str
+    """``key=value:effect``."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One start of a kernel: what differs from the start before."""
+
+    token: str
+    """A few letters and digits, new at every start; the pod's name ends with it."""
+    ports: int
+    """Which set of ports the kernel listens on."""
+    record_uid: str
+    """The uid of the record's Secret, which owns the pod."""
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    """Values of further placeholders in the command: ``response_address`` and others, where the kernel calls back."""
+
+
+def build_pod(profile: Profile, record: Record, request: KernelRequest, launch: Launch, spot: Spot) -> dict[str, Any]:
+    """Return the manifest of the pod that runs one start of a kernel."""
+    manifest = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": names.pod_name(record.user.name, record.kernel_id, launch.token),
+            "namespace": record.namespace,
+            "labels": {**profile.labels, **records.labels_of(record)},
+            "annotations": {
+                # a node with an idle kernel on it is not idle
+                names.SAFE_TO_EVICT: "false",
+                **profile.annotations,
+                **records.annotations_of(record),
+                names.LAUNCH: launch.token,
+                names.PORTS: str(launch.ports),
+            },
+            "ownerReferences": [{"apiVersion": "v1", "kind": "Secret", "name": record.name, "uid": launch.record_uid}],
+        },
+        "spec": _spec(profile, record, request, launch, spot),
+    }
+    return merge(manifest, profile.pod, lists_by_name=True)
+
+
+def _spec(profile: Profile, record: Record, request: KernelRequest, launch: Launch, spot: Spot) -> dict[str, Any]:
+    security = profile.security
+    return _present(
+        {
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": profile.grace_period,
+            "automountServiceAccountToken": profile.service_account is not None,
+            "serviceAccountName": profile.service_account,
+            # otherwise every service of the namespace adds variables to the kernel's environment
+            "enableServiceLinks": False,
+            "priorityClassName": profile.priority_class,
+            "imagePullSecrets": [{"name": name} for name in profile.image_pull_secrets],
+            "nodeSelector": {**profile.node_selector, **(profile.gpu.node_selector if profile.gpu else {})},
+            "tolerations": _tolerations(profile, spot),
+            "affinity": _affinity(profile, spot),
+            "securityContext": _present(
+                {
+                    "runAsUser": security.uid,
+                    "runAsGroup": security.gid,
+                    "runAsNonRoot": True,
+                    "fsGroup": security.gid,
+                    "fsGroupChangePolicy": "OnRootMismatch",
+                    "supplementalGroups": list(security.supplemental_groups),
+                    "seccompProfile": {"type": "RuntimeDefault"},
+                }
+            ),
+            "containers": [_container(profile, record, request, launch)],
+            "volumes": _volumes(profile, record, launch),
+        }
+    )
+
+
+def _container(profile: Profile, record: Record, request: KernelRequest, launch: Launch) -> dict[str, Any]:
+    return _present(
+        {
+            "name": CONTAINER,
+            "image": request.image,
+            "imagePullPolicy": profile.image_pull_policy,
+            "command": _command(profile, record, launch),
+            "workingDir": profile.working_directory,
+            "env": _environment(profile, record, request, launch),
+            "resources": _resources(profile),
+            "securityContext": _present(
+                {
+                    "allowPrivilegeEscalation": False,
+                    "capabilities": {"drop": ["ALL"]},
+                    "readOnlyRootFilesystem": profile.security.read_only_root or None,
+                }
+            ),
+            "volumeMounts": _mounts(profile),
+        }
+    )
+
+
+def _command(profile: Profile, record: Record, launch: Launch) -> list[str]:
+    values = {
+        "connection_file": f"{MOUNT_PATH}/{records.CONNECTION_FILE}",
+        "launcher": f"{MOUNT_PATH}/{records.LAUNCHER_FILE}",
+        "kernel_id": record.kernel_id,
+        **launch.arguments,
+    }
+    return [_PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), argument) for argument in profile.command]
+
+
+def _environment(profile: Profile, record: Record, request: KernelRequest, launch: Launch) -> list[dict[str, Any]]:
+    derived = {"KERNEL_POD_NAME": "metadata.name", "KERNEL_POD_IP": "status.podIP"}
+    plain = {
+        **profile.environment,
+        **{name: _literal(value) for name, value in request.environment.items()},
+        "KERNEL_ID": record.kernel_id,
+        "KERNEL_NAME": record.kernel_name,
+        "KERNEL_LANGUAGE": profile.language,
+        "KERNEL_USERNAME": _literal(record.user.name),
+        "KERNEL_NAMESPACE": record.namespace,
+        **({"KERNEL_WORKING_DIR": _literal(request.working_directory)} if request.working_directory else {}),
+        # the names under which the start scripts of Enterprise Gateway's images look for their arguments
+        **{name.upper(): value for name, value in launch.arguments.items()},
+    }
+    return [
+        # first, so that a profile's variables may refer to them as $(KERNEL_POD_IP)
+        *({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in derived.items()),
+        *({"name": name, "value": value} for name, value in sorted(plain.items()) if name not in derived),
+    ]
+
+
+def _literal(text: str) -> str:
+    """Keep Kubernetes from expanding ``$(NAME)`` in a text that is not an administrator's."""
+    return text.replace("$", "$$")
+
+
+def _resources(profile: Profile) -> dict[str, Any]:
+    requests: dict[str, str] = {}
+    limits: dict[str, str] = {}
+    for name, amount in (("cpu", profile.cpu), ("memory", profile.memory)):
+        if amount and amount.request:
+            requests[name] = amount.request
+        if amount and amount.limit:
+            limits[name] = amount.limit
+    if profile.gpu and profile.gpu.count:
+        # Kubernetes wants request and limit of an extended resource to be equal
+        requests[profile.gpu.resource] = limits[profile.gpu.resource] = str(profile.gpu.count)
+    return _present({"requests": requests, "limits": limits})
+
+
+def _tolerations(profile: Profile, spot: Spot) -> list[dict[str, Any]]:
+    every = [
+        *profile.tolerations,
+        *(profile.gpu.tolerations if profile.gpu else ()),
+        *([taints.toleration(spot.taint)] if profile.spot else ()),
+    ]
+    return [toleration for index, toleration in enumerate(every) if toleration not in every[:index]]
+
+
+def _affinity(profile: Profile, spot: Spot) -> dict[str, Any]:
+    if not profile.spot:
+        return dict(profile.affinity)
+    key, _, value = spot.label.partition("=")
+    expression = {"key": key, "operator": "In", "values": [value]}
+    node_affinity = profile.affinity.get("nodeAffinity", {})
+    required = node_affinity.get("requiredDuringSchedulingIgnoredDuringExecution", {})
+    # terms are alternatives: the label has to stand in each
+    terms = [
+        {**term, "matchExpressions": [*term.get("matchExpressions", ()), expression]} for term in required.get("nodeSelectorTerms", [{}])
+    ]
+    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
+    return {**profile.affinity, "nodeAffinity": {**node_affinity, **required}}
+
+
+def _volumes(profile: Profile, record: Record, launch: Launch) -> list[dict[str, Any]]:
+    items = {records.connection_key(launch.ports): records.CONNECTION_FILE, records.LAUNCHER_FILE: records.LAUNCHER_FILE}
+    own = {
+        "name": "record",
+        "secret": {
+            "secretName": record.name,
+            "items": [{"key": key, "path": path} for key, path in items.items()],
+            "defaultMode": 0o440,
+        },
+    }
+    scratch = [{"name": name, "emptyDir": {}} for name in _scratch(profile)]
+    return [own, *scratch, *({"name": volume.name, **volume.source} for volume in profile.volumes)]
+
+
+def _mounts(profile: Profile) -> list[dict[str, Any]]:
+    own = {"name": "record", "mountPath": MOUNT_PATH, "readOnly": True}
+    scratch = [{"name": name, "mountPath": path} for name, path in _scratch(profile).items()]
+    given = [
+        _present(
+            {
+                "name": volume.name,
+                "mountPath": volume.mount_path,
+                "subPath": volume.sub_path or None,
+                "readOnly": volume.read_only or None,
+            }
+        )
+        for volume in profile.volumes
+    ]
+    return [own, *scratch, *given]
+
+
+def _scratch(profile: Profile) -> dict[str, str]:
+    """Return the volumes that make a read-only container usable, except where the profile mounts something of its own."""
+    if not profile.security.read_only_root:
+        return {}
+    taken: Iterable[str] = {volume.mount_path for volume in profile.volumes}
+    return {name: path for name, path in {"scratch-tmp": "/tmp", "scratch-home": HOME}.items() if path not in taken}
+
+
+def _present(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the mapping without its absent and empty values."""
+    return {key: value for key, value in mapping.items() if value is not None and value not in ({}, [])}

@@ -1,0 +1,216 @@
+"""``ElasticKernelProxy``: what a kernelspec names. Turns Enterprise Gateway's calls into launches, polls and endings.
+
+Enterprise Gateway awaits ``launch_process``; everything else it calls synchronously on its event loop, so that all of it here
+reads the informer's copy or hands work to the reaper, and returns at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+from collections.abc import Mapping
+from typing import Any, Final, NoReturn
+
+from enterprise_gateway.services.processproxies.processproxy import RemoteProcessProxy, ResponseManager
+from tornado import web
+
+from elastic_kernels import identity, jeg, names, pod, profiles, status
+from elastic_kernels.callback import ElasticResponseManager
+from elastic_kernels.cluster import Cluster, Ending, Key, shared
+from elastic_kernels.errors import ElasticKernelsError, RequestError, one_line
+from elastic_kernels.launch import launch, ports_answer
+from elastic_kernels.record import Record
+from elastic_kernels.request import parse_request
+from elastic_kernels.settings import ElasticKernels
+
+log = logging.getLogger(__name__)
+
+_k8s: Final = jeg.import_k8s()
+# An API server that is away does not make Enterprise Gateway wait for longer than this; the reaper goes on.
+_END_SECONDS: Final = 5.0
+_LOST: Final = -9
+
+
+class ElasticKernelProxy(_k8s.KubernetesProcessProxy):  # type: ignore[misc,name-defined]
+    """One start of one kernel, as Enterprise Gateway's ``RemoteKernelManager`` sees it: made anew for each restart."""
+
+    def __init__(self, kernel_manager: Any, proxy_config: Any) -> None:
+        """Called on the event loop before each start, with the kernelspec's ``config``. Raises HTTPError if it is no profile."""
+        spec = kernel_manager.kernel_spec
+        self._cluster: Cluster | None = None
+        self._key: Key | None = None
+        self._ending: Ending | None = None
+        self._ending_since = 0.0
+        self._handed_over = False
+        try:
+            self.profile = profiles.from_kernelspec(kernel_manager.kernel_name, spec.to_dict())
+        except ElasticKernelsError as error:
+            raise _http_error(error) from error
+        manager = _response_manager()
+        if self.profile.calls_back or not isinstance(manager, ElasticResponseManager):
+            super().__init__(kernel_manager, proxy_config)
+        else:
+            with manager.silent():
+                super().__init__(kernel_manager, proxy_config)
+            manager.forget(self.kernel_id)
+            # an address, any address, keeps RemoteKernelManager from choosing ports and writing a connection file here
+            kernel_manager.response_address = "none: the gateway connects to the kernel"
+
+    async def launch_process(self, kernel_cmd: Any, **kwargs: Any) -> ElasticKernelProxy:
+        """Start the kernel's pod and return once the kernel answers.
+
+        ``kernel_cmd`` and the environment in ``kwargs`` are not used: the former has the gateway's paths in it, the latter the
+        gateway's own variables. Raises HTTPError, whose ``log_message`` is the sentence for the user.
+        """
+        try:
+            await self._launch(_client_environment(self.kernel_manager))
+        except ElasticKernelsError as error:
+            self.log.error("Kernel %s: %s %s", self.kernel_id, error, error.detail)
+            raise _http_error(error) from error
+        return self
+
+    async def _launch(self, environment: Mapping[str, str]) -> None:
+        user = identity.trusted_client(environment)
+        self._enforce_authorization(env={"KERNEL_USERNAME": user.name})
+        request = parse_request(environment, self.profile)
+        if request.dropped:
+            self.log.warning("Kernel %s of %r: the client's %s had no effect", self.kernel_id, user.name, ", ".join(request.dropped))
+        settings = ElasticKernels(parent=self.kernel_manager.parent)
+        self._cluster = await shared(settings)
+        asked = Record(
+            kernel_id=self.kernel_id,
+            kernel_name=self.profile.name,
+            user=user,
+            namespace=self._cluster.namespace,
+            deployment=self._cluster.deployment,
+            key=secrets.token_hex(32),
+            launch_arguments={"env": dict(environment)},
+        )
+        self.log.info("Kernel %s: %r starts %r", self.kernel_id, user.name, self.profile.name)
+        started = await launch(
+            self._cluster,
+            self.profile,
+            asked,
+            request,
+            pod.Spot(settings.spot_label, settings.spot_taint),
+            connect=self._called_back if self.profile.calls_back else ports_answer,
+            arguments=self._callback_arguments() if self.profile.calls_back else {},
+            again=self.kernel_manager.restarting,
+        )
+        self._key = started.key
+        self.kernel_namespace, self.kernel_pod_name = started.key
+        self.container_name = self.assigned_host = self.kernel_pod_name
+        self.assigned_ip = started.address
+        self._setup_connection_info(started.connection)
+        self.pid = self.pgid = 0  # those of the container mean nothing here
+        self.log.info("Kernel %s of %r runs in the pod %s/%s", self.kernel_id, user.name, *started.key)
+
+    async def _called_back(self, _record: Record, _ports: int, _address: str) -> dict[str, Any]:
+        answer: dict[str, Any] = await self.response_manager.answer(self.kernel_id)
+        return answer
+
+    def _callback_arguments(self) -> dict[str, str]:
+        return {
+            "response_address": str(self.kernel_manager.response_address),
+            "public_key": str(self.kernel_manager.public_key),
+            "port_range": f"{self.lower_port}..{self.upper_port}",
+            "kernel_spark_context_init_mode": "none",
+        }
+
+    def poll(self) -> int | None:
+        """Return None while the kernel lives, else how it ended: its exit code, or -9 where there is none."""
+        if self._cluster is None or self._key is None:
+            return None
+        if self._handed_over:
+            return 0
+        current = self._cluster.pods.get(self._key)
+        if current is not None and status.has_ended(current):
+            code = status.exit_code(current)
+            return _LOST if code is None else code
+        if self._ending is not None:
+            waited = asyncio.get_running_loop().time() - self._ending_since
+            return _LOST if self._ending.accepted or waited > _END_SECONDS else None
+        return _LOST if current is None and self._cluster.pods.is_fresh else None
+
+    def wait(self) -> int | None:
+        """Return at once: who ends a pod does not wait for it."""
+        return self.poll()
+
+    def send_signal(self, signum: int) -> Any:
+        """Interrupt, end or poll the kernel. Other signals cannot reach a pod and are logged."""
+        if signum == 0:
+            return self.poll()
+        if signum == signal.SIGKILL:
+            return self.kill()
+        if signum == signal.SIGTERM:
+            return self.terminate()
+        if self.comm_port > 0:
+            # JEG's own way, which blocks
+            asyncio.get_running_loop().run_in_executor(None, super().send_signal, signum)
+        elif signum == signal.SIGINT:
+            self._send_interrupt_request()
+        else:
+            self.log.warning("Kernel %s: signal %d cannot be sent to a pod", self.kernel_id, signum)
+        return None
+
+    def _send_interrupt_request(self) -> None:
+        manager = self.kernel_manager
+        manager._connect_control_socket()
+        manager.session.send(manager._control_socket, manager.session.msg("interrupt_request", content={}))
+
+    def shutdown_listener(self) -> None:
+        """Called right after the kernel was asked to shut down. At a restart, leave the old pod to the reaper and go on."""
+        if self.comm_port > 0:
+            asyncio.get_running_loop().run_in_executor(None, RemoteProcessProxy.shutdown_listener, self)
+        if self.kernel_manager.restarting and self._cluster is not None and self._key is not None:
+            self._handed_over = True
+            self._cluster.reaper.end(self._key, grace=self.profile.grace_period, patience=self.profile.grace_period)
+
+    def terminate(self) -> None:
+        """Have the pod deleted with the profile's grace period, and the record too unless this is a restart."""
+        if self._cluster is None or self._key is None or self._handed_over:
+            return
+        if self._ending is None:
+            self._ending_since = asyncio.get_running_loop().time()
+        self._ending = self._cluster.reaper.end(
+            self._key,
+            grace=self.profile.grace_period,
+            record=None if self.kernel_manager.restarting else names.record_name(self.kernel_id),
+        )
+
+    def kill(self) -> None:
+        """Do what ``terminate`` does: after the grace period the kubelet kills, and after that the reaper takes by force."""
+        self.terminate()
+
+    def cleanup(self) -> None:
+        """Called when Enterprise Gateway is done with this start: by now the pod may go, however it ended."""
+        self.terminate()
+        super().cleanup()
+
+    def log_and_raise(self, http_status_code: int | None = None, reason: str | None = None) -> NoReturn:
+        """Raise JEG's own errors with the sentence where users can read it: in the body, not in the HTTP reason phrase."""
+        sentence = one_line(reason or "The gateway failed for a reason that it did not give.")
+        self.log.error("Kernel %s: %s", self.kernel_id, sentence)
+        raise web.HTTPError(http_status_code or 500, sentence)
+
+
+def _response_manager() -> Any:
+    """Return the process's response manager: ours, unless one of JEG's own proxies was faster."""
+    return ResponseManager.instance() if ResponseManager.initialized() else ElasticResponseManager.instance()
+
+
+def _client_environment(kernel_manager: Any) -> dict[str, str]:
+    """Return what the client itself sent: JEG mixes the gateway's ``inherited_envs`` in, and its whole environment without an env."""
+    sent = (kernel_manager._launch_args or {}).get("env") or {}
+    if not isinstance(sent, Mapping):
+        raise RequestError("The request's env is not a mapping.")
+    if sent is os.environ:
+        return {}
+    return {name: value for name, value in sent.items() if name not in kernel_manager.inherited_envs}
+
+
+def _http_error(error: ElasticKernelsError) -> web.HTTPError:
+    return web.HTTPError(error.status, str(error))

@@ -1,0 +1,124 @@
+"""The kernel's record: a Secret that is created before the pod, mounted into it, and outlives it.
+
+It holds the connection files and the launcher that the pod sees, and ``record.json``: what another gateway process needs to
+take the kernel over. It is immutable, so that no kubelet watches it, and it owns the pod.
+
+The ports are constants, because a pod has an address of its own. There are two sets of them, and each start of a kernel takes
+the other one: Jupyter Server tells by its ports alone that a restarted kernel must be connected to anew.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from typing import Any, Final
+
+from elastic_kernels import names
+from elastic_kernels.identity import User
+
+CONNECTION_FILE: Final = "kernel.json"
+LAUNCHER_FILE: Final = "launcher.py"
+RECORD_FILE: Final = "record.json"
+PORT_SETS: Final = (52317, 52322)
+_CHANNELS: Final = ("shell", "iopub", "stdin", "control", "hb")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a kernel wherever it is needed, and stays the same for as long as the kernel has its id."""
+
+    kernel_id: str
+    kernel_name: str
+    """The kernelspec's, and so the profile's, name."""
+    user: User
+    namespace: str
+    deployment: str
+    """The gateway deployment that made it; see settings."""
+    key: str
+    """The key that signs the kernel's messages."""
+    launch_arguments: Mapping[str, Any] = field(default_factory=dict)
+    """The client's environment as it was asked for, to start the kernel with again."""
+
+    @property
+    def name(self) -> str:
+        """The Secret's name."""
+        return names.record_name(self.kernel_id)
+
+
+def connection(record: Record, ports: int, address: str) -> dict[str, Any]:
+    """Return the content of a Jupyter connection file: for the kernel (``address`` 0.0.0.0) or for who connects to it.
+
+    ``ports`` is the index of the port set.
+    """
+    first = PORT_SETS[ports]
+    return {
+        **{f"{channel}_port": first + index for index, channel in enumerate(_CHANNELS)},
+        "ip": address,
+        "key": record.key,
+        "transport": "tcp",
+        "signature_scheme": "hmac-sha256",
+        "kernel_name": record.kernel_name,
+    }
+
+
+def connection_key(ports: int) -> str:
+    """Return the key, in the Secret's data, of the connection file of a port set."""
+    return f"kernel-{ports}.json"
+
+
+def labels_of(record: Record) -> dict[str, str]:
+    """Return the labels that the record and its pods carry."""
+    return {
+        names.MANAGED_BY: names.MANAGER,
+        names.DEPLOYMENT: record.deployment,
+        names.KERNEL_ID: record.kernel_id,
+        names.KERNEL_NAME: names.slug(record.kernel_name, limit=63),
+        names.PROFILE: names.slug(record.kernel_name, limit=63),
+        names.USER: record.user.slug,
+        **names.GATEWAY_LABELS,
+        names.GATEWAY_KERNEL_ID: record.kernel_id,
+    }
+
+
+def annotations_of(record: Record) -> dict[str, str]:
+    """Return the annotations that the record and its pods carry: the names as they are."""
+    return {names.USER: record.user.name, names.KERNEL_NAME: record.kernel_name}
+
+
+def to_secret(record: Record) -> dict[str, Any]:
+    """Return the Secret of a record."""
+    files = {
+        **{connection_key(ports): json.dumps(connection(record, ports, "0.0.0.0")) for ports in range(len(PORT_SETS))},
+        LAUNCHER_FILE: launcher_source(),
+        RECORD_FILE: json.dumps(asdict(record)),
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": record.name,
+            "namespace": record.namespace,
+            "labels": labels_of(record),
+            "annotations": annotations_of(record),
+        },
+        "type": "elastic-kernels/record",
+        "immutable": True,
+        "data": {name: base64.b64encode(text.encode()).decode() for name, text in files.items()},
+    }
+
+
+def from_secret(secret: Mapping[str, Any]) -> Record:
+    """Return the record that a Secret holds. Raises ValueError if it is no record of ours or a damaged one."""
+    try:
+        content = json.loads(base64.b64decode(secret["data"][RECORD_FILE]))
+        return Record(**content | {"user": User(**content["user"])})
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"the secret {secret.get('metadata', {}).get('name')!r} is not a kernel's record") from error
+
+
+def launcher_source() -> str:
+    """Return the text of the launcher that travels with the record."""
+    return resources.files("elastic_kernels.launchers").joinpath("python.py").read_text(encoding="utf-8")

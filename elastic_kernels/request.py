@@ -1,0 +1,101 @@
+"""What a client may ask for: the environment of its request, reduced to the few wishes that a profile opens.
+
+Enterprise Gateway passes every ``KERNEL_*`` variable of a client on to its launcher, which writes them into the pod. Here the
+list below is all there is; whatever else arrives is dropped and named in the log.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Final
+
+from elastic_kernels.errors import NotAllowedError, RequestError
+from elastic_kernels.profiles import Profile
+
+# Read elsewhere: identity takes the first, Enterprise Gateway itself the second (and checks that it is a UUID);
+# the third and fourth are set by Enterprise Gateway and by clients, and mean nothing here.
+_KNOWN: Final = frozenset({"KERNEL_USERNAME", "KERNEL_ID", "KERNEL_GATEWAY", "KERNEL_PATH"})
+MAXIMUM_LENGTH: Final = 32768
+
+
+@dataclass(frozen=True)
+class KernelRequest:
+    """The wishes of one client for one kernel, each within what the profile allows."""
+
+    image: str
+    """The image to run: the profile's, or one that a pattern of the profile admits."""
+    timeout: float
+    """Seconds until the client must have an answer."""
+    working_directory: str | None = None
+    """The folder to start in, inside one of the profile's volumes."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables that the profile opens to clients."""
+    dropped: tuple[str, ...] = ()
+    """Names of variables that the client sent and that had no effect; their values are nobody's business."""
+
+
+def parse_request(environment: Mapping[str, str], profile: Profile) -> KernelRequest:
+    """Return what ``environment``, the client's own variables, asks of ``profile``.
+
+    Raises RequestError for a value that is malformed and NotAllowedError for an image that the profile does not admit.
+    """
+    wishes = dict(environment)
+    opened = {name: value for name, value in wishes.items() if name not in _KNOWN and _is_open(name, profile)}
+    for name, value in opened.items():
+        if not isinstance(value, str) or len(value) > MAXIMUM_LENGTH or "\0" in value:
+            raise RequestError(f"The environment variable {name} is not text of at most {MAXIMUM_LENGTH} characters.")
+    timeout = _timeout(wishes.pop("KERNEL_LAUNCH_TIMEOUT", None), profile)
+    image = _image(wishes.pop("KERNEL_IMAGE", None), profile) if profile.images else None
+    directory = _directory(wishes.pop("KERNEL_WORKING_DIR", None), profile)
+    dropped = {name for name in wishes if name not in opened and name not in _KNOWN}
+    return KernelRequest(
+        image=image or profile.image,
+        timeout=timeout,
+        working_directory=directory,
+        environment=opened,
+        dropped=tuple(sorted(dropped)),
+    )
+
+
+def image_matches(image: str, pattern: str) -> bool:
+    """Tell whether ``pattern`` admits ``image``; a ``*`` in it stands for any text without a slash."""
+    return re.fullmatch("[^/]*".join(map(re.escape, pattern.split("*"))), image) is not None
+
+
+def _is_open(name: str, profile: Profile) -> bool:
+    return any(name == open_ or (open_.endswith("*") and name.startswith(open_[:-1])) for open_ in profile.client_environment)
+
+
+def _timeout(text: str | None, profile: Profile) -> float:
+    if text is None:
+        return profile.launch_timeout
+    try:
+        seconds = float(text)
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise RequestError("KERNEL_LAUNCH_TIMEOUT is not a number of seconds above zero.")
+    return min(seconds, profile.launch_timeout)
+
+
+def _image(image: str | None, profile: Profile) -> str | None:
+    if not image or image == profile.image:
+        return None
+    if not any(image_matches(image, pattern) for pattern in profile.images):
+        raise NotAllowedError(
+            f"The image {image!r} is not one that {profile.display_name or profile.name!r} allows; "
+            f"ask for one that matches {' or '.join(profile.images)}."
+        )
+    return image
+
+
+def _directory(directory: str | None, profile: Profile) -> str | None:
+    """Honour a folder only inside what is mounted: elsewhere the client's paths mean nothing in the pod."""
+    if not directory or not directory.startswith("/") or ".." in directory.split("/") or not directory.isprintable():
+        return None
+    path = PurePosixPath(directory)
+    return str(path) if any(path.is_relative_to(volume.mount_path) for volume in profile.volumes) else None
