@@ -76,6 +76,7 @@ async def launch(
     ClusterAwayError; then nothing that was created remains, at the latest when the API server answers again.
     """
     attempt = _Attempt(cluster, profile, request)
+    cluster.unfinished.add(attempt.give_up)
     try:
         return await asyncio.wait_for(attempt.run(asked, spot, connect, arguments, again), request.timeout)
     except asyncio.TimeoutError:
@@ -96,6 +97,8 @@ async def launch(
     except BaseException:  # a cancelled launch, too, leaves nothing behind
         attempt.give_up()
         raise
+    finally:
+        cluster.unfinished.discard(attempt.give_up)
 
 
 async def ports_answer(asked: Record, ports: int, address: str) -> dict[str, Any]:

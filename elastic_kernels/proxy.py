@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import secrets
 import signal
@@ -43,7 +44,7 @@ class ElasticKernelProxy(_k8s.KubernetesProcessProxy):  # type: ignore[misc,name
         self._cluster: Cluster | None = None
         self._key: Key | None = None
         self._ending: Ending | None = None
-        self._ending_since = 0.0
+        self._patience_ends = math.inf
         self._handed_over = False
         try:
             self.profile = profiles.from_kernelspec(kernel_manager.kernel_name, spec.to_dict())
@@ -121,19 +122,26 @@ class ElasticKernelProxy(_k8s.KubernetesProcessProxy):  # type: ignore[misc,name
         }
 
     def poll(self) -> int | None:
-        """Return None while the kernel lives, else how it ended: its exit code, or -9 where there is none."""
+        """Return None while the kernel lives, else how it ended: its exit code, or -9 where there is none.
+
+        A kernel that is being ended lives until the API server has accepted it, so that whoever stops the gateway next loses
+        nothing.
+        """
         if self._cluster is None or self._key is None:
             return None
         if self._handed_over:
             return 0
         current = self._cluster.pods.get(self._key)
-        if current is not None and status.has_ended(current):
-            code = status.exit_code(current)
-            return _LOST if code is None else code
         if self._ending is not None:
-            waited = asyncio.get_running_loop().time() - self._ending_since
-            return _LOST if self._ending.accepted or waited > _END_SECONDS else None
-        return _LOST if current is None and self._cluster.pods.is_fresh else None
+            if not self._ending.accepted and asyncio.get_running_loop().time() < self._patience_ends:
+                return None
+        elif current is not None:
+            if not status.has_ended(current):
+                return None
+        elif not self._cluster.pods.is_fresh:
+            return None
+        code = status.exit_code(current) if current is not None else None
+        return _LOST if code is None else code
 
     def wait(self) -> int | None:
         """Return at once: who ends a pod does not wait for it."""
@@ -162,24 +170,23 @@ class ElasticKernelProxy(_k8s.KubernetesProcessProxy):  # type: ignore[misc,name
         manager.session.send(manager._control_socket, manager.session.msg("interrupt_request", content={}))
 
     def shutdown_listener(self) -> None:
-        """Called right after the kernel was asked to shut down. At a restart, leave the old pod to the reaper and go on."""
+        """Called right after the kernel was asked to shut down: it may take its grace period for that. A restart does not wait."""
         if self.comm_port > 0:
             asyncio.get_running_loop().run_in_executor(None, RemoteProcessProxy.shutdown_listener, self)
-        if self.kernel_manager.restarting and self._cluster is not None and self._key is not None:
-            self._handed_over = True
-            self._cluster.reaper.end(self._key, grace=self.profile.grace_period, patience=self.profile.grace_period)
+        self._handed_over = bool(self.kernel_manager.restarting)
+        self._end(patience=self.profile.grace_period)
 
     def terminate(self) -> None:
         """Have the pod deleted with the profile's grace period, and the record too unless this is a restart."""
-        if self._cluster is None or self._key is None or self._handed_over:
+        self._end(patience=0.0)
+
+    def _end(self, patience: float) -> None:
+        if self._cluster is None or self._key is None or (self._handed_over and self._ending is not None):
             return
-        if self._ending is None:
-            self._ending_since = asyncio.get_running_loop().time()
-        self._ending = self._cluster.reaper.end(
-            self._key,
-            grace=self.profile.grace_period,
-            record=None if self.kernel_manager.restarting else names.record_name(self.kernel_id),
-        )
+        record = None if self.kernel_manager.restarting else names.record_name(self.kernel_id)
+        self._ending = self._cluster.reaper.end(self._key, grace=self.profile.grace_period, patience=patience, record=record)
+        if self._patience_ends == math.inf or patience == 0:
+            self._patience_ends = asyncio.get_running_loop().time() + patience + _END_SECONDS
 
     def kill(self) -> None:
         """Do what ``terminate`` does: after the grace period the kubelet kills, and after that the reaper takes by force."""

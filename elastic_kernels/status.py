@@ -128,7 +128,7 @@ def _on_node(pod: Mapping[str, Any], waiting: Mapping[str, Any], events: list[Ma
     if reason in _FINAL_REASONS:
         return Status(Phase.FAILED, _FINAL_REASONS[reason].format(image=image, message=message or reason), hopeless=True)
     if reason in _PULL_REASONS:
-        failures = [event for event in events if event.get("reason") == "Failed" and "pull" in event.get("message", "").lower()]
+        failures = [event for event in events if event.get("message", "").startswith("Failed to pull image")]
         said = message if reason == "ErrImagePull" else next((event["message"] for event in reversed(failures)), message)
         attempts = max((int(event.get("count") or 1) for event in failures), default=0)
         return Status(

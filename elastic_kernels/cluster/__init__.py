@@ -11,6 +11,7 @@ import logging
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Final
 
 from elastic_kernels import names
 from elastic_kernels.cluster.client import Client, Object
@@ -21,6 +22,8 @@ from elastic_kernels.settings import ElasticKernels, default_namespace
 __all__ = ["Client", "Cluster", "Ending", "Informer", "Key", "Object", "Reaper", "shared"]
 
 log = logging.getLogger(__name__)
+
+_CLOSE_SECONDS: Final = 5.0
 
 
 class Cluster:
@@ -33,6 +36,8 @@ class Cluster:
         self.deployment = deployment
         self.pods = Informer(client, "pods", namespace, selectors={"labelSelector": names.selector(deployment)})
         self.reaper = Reaper(client, self.pods)
+        self.unfinished: set[Callable[[], None]] = set()
+        """What undoes each launch that is under way."""
         self._watching: asyncio.Task[None] | None = None
 
     @classmethod
@@ -49,9 +54,14 @@ class Cluster:
         log.info("Kernels run in the namespace %r, as the deployment %r", cluster.namespace, cluster.deployment)
         return cluster
 
-    async def close(self) -> None:
-        """Stop watching and close all connections; pods stay as they are."""
-        await self.reaper.close()
+    async def close(self, seconds: float = 0.0) -> None:
+        """Stop watching and close all connections; running kernels stay as they are.
+
+        Launches under way are given up, and ``seconds`` are spent at most on getting deletions accepted.
+        """
+        for give_up in tuple(self.unfinished):
+            give_up()
+        await self.reaper.close(seconds)
         if self._watching is not None:
             self._watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -82,5 +92,23 @@ async def shared(settings: ElasticKernels) -> Cluster:
     loop = asyncio.get_running_loop()
     opening = _clusters.get(loop)
     if opening is None or (opening.done() and (opening.cancelled() or opening.exception())):
-        opening = _clusters[loop] = loop.create_task(Cluster.open(settings))
+        opening = _clusters[loop] = loop.create_task(_open(loop, settings))
     return await asyncio.shield(opening)
+
+
+async def _open(loop: asyncio.AbstractEventLoop, settings: ElasticKernels) -> Cluster:
+    """Open a cluster that is closed before its loop is.
+
+    Enterprise Gateway stops its loop, ends its kernels and closes the loop, and tells nobody: deletions that are on their way at
+    that moment would be lost, and with them a pod.
+    """
+    cluster = await Cluster.open(settings)
+    close = loop.close
+
+    def close_both() -> None:
+        if not loop.is_closed():
+            loop.run_until_complete(cluster.close(_CLOSE_SECONDS))
+        close()
+
+    loop.close = close_both  # type: ignore[method-assign]
+    return cluster

@@ -51,7 +51,7 @@ class Client:
         configuration = Configuration()
         # the API server closes the doors itself when it has too many; one pool serves watches and requests alike
         configuration.connection_pool_maxsize = 0
-        configuration.retries = False
+        configuration.retries = None
         namespace = ""
         if not kubeconfig and not context and _in_cluster():
             kubernetes_config.load_incluster_config(client_configuration=configuration)

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 # What a kubelet needs, beyond the grace period, to take a container down and say so.
 _MARGIN: Final = 15.0
 _PAUSE: Final = 5.0
+_TICK: Final = 0.02
 
 
 @dataclass
@@ -66,13 +67,14 @@ class Reaper:
         ending.changed.set()
         return ending
 
-    async def settled(self) -> None:
-        """Wait until everything handed over so far is gone."""
-        while self._tasks:
-            await asyncio.wait(set(self._tasks))
-
-    async def close(self) -> None:
-        """Stop; what is not gone yet stays as it is."""
+    async def close(self, seconds: float) -> None:
+        """Stop, once the API server has taken every deletion or ``seconds`` are over; who waits for what is hurried."""
+        for ending in self._endings.values():
+            ending.patience = 0.0
+            ending.changed.set()
+        end = asyncio.get_running_loop().time() + seconds
+        while any(not ending.accepted for ending in self._endings.values()) and asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(_TICK)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,0 +1,108 @@
+"""Where a test's kernels run: the embedded cluster, or with ``--real`` the one that ``KUBECONFIG`` names."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from elastic_kernels.cluster import Client, Object
+from elastic_kernels.embedded import EmbeddedCluster
+from elastic_kernels.errors import ElasticKernelsError
+from elastic_kernels.profiles import Profile, parse_profile
+from tests.gateway import Gateway, running_gateway, until, write_kernelspecs
+
+KERNEL_IMAGE = "elastic-kernels/kernel-python:dev"
+
+
+@dataclass
+class Backend:
+    """A cluster and a namespace of it that belongs to one test module."""
+
+    kubeconfig: Path
+    namespace: str
+    api: Client
+    """For looking at what the gateway did, with an administrator's rights."""
+    embedded: EmbeddedCluster | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+    """What a gateway needs to find this cluster."""
+
+    async def pods(self, kernel_id: str | None = None) -> list[Object]:
+        """Return the kernels' pods, terminating ones included."""
+        selector = "app.kubernetes.io/managed-by=elastic-kernels" + (f",elastic-kernels/kernel-id={kernel_id}" if kernel_id else "")
+        return list((await self.api.list("pods", self.namespace, labelSelector=selector))["items"])
+
+    async def records(self) -> list[Object]:
+        """Return the kernels' records."""
+        return list((await self.api.list("secrets", self.namespace, labelSelector="app.kubernetes.io/managed-by=elastic-kernels"))["items"])
+
+    async def is_empty(self) -> bool:
+        """Tell whether no kernel, and nothing of one, is left."""
+        return not await self.pods() and not await self.records()
+
+
+def profile(name: str, **fields: Any) -> Profile:
+    """Return a small profile with the project's own Python image."""
+    return parse_profile({"name": name, "image": KERNEL_IMAGE, "cpu": {"request": "50m"}, "memory": "300Mi", **fields}, f"profiles.{name}")
+
+
+@asynccontextmanager
+async def gateway_on(
+    backend: Backend,
+    directory: Path,
+    profiles: Mapping[str, Profile],
+    raw: Mapping[str, Mapping[str, Any]] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> AsyncIterator[Gateway]:
+    """Run a gateway with these kernelspecs on this cluster; afterwards, and after its SIGTERM, nothing of its kernels may be left."""
+    write_kernelspecs(directory, profiles, raw)
+    async with running_gateway(directory, {**backend.environment, **(environment or {})}) as gateway:
+        yield gateway
+    try:
+        await until(backend.is_empty, "the last kernel's pod and record to go")
+    except AssertionError as error:
+        left = [item["metadata"] for item in (*await backend.pods(), *await backend.records())]
+        raise AssertionError(f"{error}; left: {left}; the gateway's log:\n{gateway.log}") from None
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--real", action="store_true", help="use the cluster of KUBECONFIG in place of the embedded one")
+
+
+@pytest.fixture(scope="module")
+async def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Backend]:
+    if request.config.getoption("--real"):
+        kubeconfig = os.environ.get("KUBECONFIG", "")
+        if not kubeconfig:
+            pytest.fail("KUBECONFIG is not set: this lane needs a real cluster (kind, or any other with the test images loaded).")
+        async with _namespace(Path(kubeconfig)) as real:
+            yield real
+        return
+    directory = tmp_path_factory.mktemp("embedded")
+    python = Path(os.environ.get("ELASTIC_KERNELS_TEST_PYTHON", sys.executable))
+    async with EmbeddedCluster(directory, environment={"PATH": f"{python.parent}:{os.environ['PATH']}"}) as cluster:
+        async with _namespace(Path(cluster.kubeconfig)) as embedded:
+            embedded.embedded = cluster
+            yield embedded
+
+
+@asynccontextmanager
+async def _namespace(kubeconfig: Path) -> AsyncIterator[Backend]:
+    name = f"test-{secrets.token_hex(3)}"
+    api = await Client.connect(kubeconfig=str(kubeconfig), retry_time=20)
+    try:
+        try:
+            await api.create("namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "namespace": ""}})
+        except ElasticKernelsError as error:
+            pytest.fail(f"The cluster of {kubeconfig} cannot be used: {error} {error.detail}")
+        yield Backend(kubeconfig, name, api, environment={"KUBECONFIG": str(kubeconfig), "ELASTIC_KERNELS_NAMESPACE": name})
+        await api.delete("namespaces", "", name)
+    finally:
+        await api.close()
