@@ -133,7 +133,7 @@ class ElasticKernelProxy(_k8s.KubernetesProcessProxy):  # type: ignore[misc,name
             return 0
         current = self._cluster.pods.get(self._key)
         if self._ending is not None:
-            if not self._ending.accepted and asyncio.get_running_loop().time() < self._patience_ends:
+            if not self._ending.accepted.is_set() and asyncio.get_running_loop().time() < self._patience_ends:
                 return None
         elif current is not None:
             if not status.has_ended(current):

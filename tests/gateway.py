@@ -49,7 +49,7 @@ class Reply:
 class Channels:
     """One websocket to a kernel, as JupyterLab opens it."""
 
-    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse[Any]) -> None:
         self._socket = socket
         self.session = uuid.uuid4().hex
 

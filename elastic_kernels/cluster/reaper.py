@@ -22,7 +22,6 @@ log = logging.getLogger(__name__)
 # What a kubelet needs, beyond the grace period, to take a container down and say so.
 _MARGIN: Final = 15.0
 _PAUSE: Final = 5.0
-_TICK: Final = 0.02
 
 
 @dataclass
@@ -36,8 +35,8 @@ class Ending:
     """Seconds to wait for the pod to end by itself before it is deleted."""
     record: str | None = None
     """The name of the record that goes with the pod, or None if it stays."""
-    accepted: bool = False
-    """Whether the API server has taken the deletion of all that is to go (or has nothing of it)."""
+    accepted: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once the API server has taken the deletion of all that is to go (or has nothing of it)."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -60,24 +59,28 @@ class Reaper:
             task.add_done_callback(self._tasks.discard)
             return ending
         if record is not None and ending.record is None:
-            ending.record, ending.accepted = record, False
+            ending.record = record
+            ending.accepted.clear()
         if grace < ending.grace or patience < ending.patience:
-            ending.accepted = ending.accepted and grace >= ending.grace
+            if grace < ending.grace:
+                ending.accepted.clear()
             ending.grace, ending.patience = min(grace, ending.grace), min(patience, ending.patience)
         ending.changed.set()
         return ending
 
     async def close(self, seconds: float) -> None:
         """Stop, once the API server has taken every deletion or ``seconds`` are over; who waits for what is hurried."""
+        loop = asyncio.get_running_loop()
         for ending in self._endings.values():
             ending.patience = 0.0
             ending.changed.set()
-        end = asyncio.get_running_loop().time() + seconds
-        while any(not ending.accepted for ending in self._endings.values()) and asyncio.get_running_loop().time() < end:
-            await asyncio.sleep(_TICK)
-        for task in self._tasks:
+        waiting = [loop.create_task(ending.accepted.wait()) for ending in self._endings.values()]
+        if waiting:
+            await asyncio.wait(waiting, timeout=seconds)
+        tasks = (*waiting, *self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _carry_out(self, ending: Ending) -> None:
         def wake(_: object) -> None:
@@ -116,12 +119,12 @@ class Reaper:
             log.warning("Deleting the pod %s: %s (%s); trying again", "/".join(ending.key), error, error.detail)
             await _change(ending, _PAUSE)
             return False
-        ending.accepted = True
+        ending.accepted.set()
         if not exists:
             return True
         deadline = loop.time() + grace + _MARGIN
         while (left := deadline - loop.time()) > 0:
-            if not ending.accepted:
+            if not ending.accepted.is_set():
                 return False
             is_there = self._pods.get(ending.key) is not None
             if seen and not is_there and self._pods.is_fresh:

@@ -6,13 +6,14 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from tests.conftest import Backend, gateway_on, profile
 from tests.gateway import Gateway, until
 
-ONE_FILE = {
+ONE_FILE: dict[str, Any] = {
     # the least that an administrator can write: a kernel.json that names the class
     "argv": ["python", "-m", "ipykernel_launcher", "-f", "{connection_file}"],
     "display_name": "From one file",
@@ -35,7 +36,7 @@ async def gateway(backend: Backend, tmp_path_factory: pytest.TempPathFactory) ->
     broken = {
         **ONE_FILE,
         "metadata": {"process_proxy": {**ONE_FILE["metadata"]["process_proxy"], "config": {"memory": "16GG", "gpus": -1}}},
-    }  # type: ignore[index]
+    }
     async with gateway_on(backend, tmp_path_factory.mktemp("gateway"), profiles, {"one-file": ONE_FILE, "broken": broken}) as running:
         yield running
 
@@ -121,7 +122,7 @@ async def _last_log(backend: Backend, name: str) -> str:
 async def test_two_profiles_at_once(backend: Backend, gateway: Gateway) -> None:
     one, two = await asyncio.gather(gateway.start("small"), gateway.start("other"))
     code = "import os; print(os.environ.get('COLOUR'), os.environ['KERNEL_NAME'])"
-    assert await asyncio.gather(gateway.run(one, code), gateway.run(two, code)) == ["None small\n", "blue other\n"]
+    assert list(await asyncio.gather(gateway.run(one, code), gateway.run(two, code))) == ["None small\n", "blue other\n"]
     limits = [(await backend.pods(kernel))[0]["spec"]["containers"][0]["resources"]["limits"] for kernel in (one, two)]
     assert [limit["memory"] for limit in limits] == ["300Mi", "400Mi"]
     await asyncio.gather(gateway.stop(one), gateway.stop(two))

@@ -1,0 +1,162 @@
+"""The embedded cluster's scheduler: which node a pod fits, and what it lacks, in the words of Kubernetes' own scheduler."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from typing import Any, Final
+
+from elastic_kernels import quantities
+from elastic_kernels.embedded.selectors import Object
+from elastic_kernels.embedded.store import Change, Store, now, record_event
+
+_BLOCKING: Final = ("NoSchedule", "NoExecute")
+Amounts = dict[str, Decimal]
+
+
+class Scheduler:
+    """Binds pods to nodes, for every change of either. Synchronous: it runs inside the store's writes."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._used: dict[str, Amounts] = {}
+        self._waiting: dict[tuple[str, str], None] = {}
+        store.listeners["pods"].append(self._pod_changed)
+        store.listeners["nodes"].append(lambda _: self._try_again())
+        store.listeners["persistentvolumeclaims"].append(lambda _: self._try_again())
+
+    def _pod_changed(self, change: Change) -> None:
+        kind, pod, before = change
+        key = (pod["metadata"]["namespace"], pod["metadata"]["name"])
+        ended = kind == "DELETED" or is_over(pod)
+        was_counted = before is not None and bool(before["spec"].get("nodeName")) and not is_over(before)
+        counted = bool(pod["spec"].get("nodeName")) and not ended
+        if counted != was_counted:
+            self._count(pod, 1 if counted else -1)
+        if ended:
+            self._waiting.pop(key, None)
+            if was_counted:
+                self._try_again()
+        elif kind == "ADDED" and not pod["spec"].get("nodeName"):
+            self._waiting[key] = None
+            self._schedule(key)
+
+    def _count(self, pod: Object, sign: int) -> None:
+        used = self._used.setdefault(pod["spec"]["nodeName"], {})
+        for name, amount in requests(pod).items():
+            used[name] = used.get(name, Decimal(0)) + sign * amount
+
+    def _try_again(self) -> None:
+        for key in tuple(self._waiting):
+            self._schedule(key)
+
+    def _schedule(self, key: tuple[str, str]) -> None:
+        pod = self._store.find("pods", *key)
+        if pod is None or pod["metadata"].get("deletionTimestamp") or pod["spec"].get("nodeName"):
+            return
+        nodes = self._store.list("nodes", None)
+        obstacles = {node["metadata"]["name"]: self._obstacles(pod, node) for node in nodes}
+        fitting = [node for node in nodes if not obstacles[node["metadata"]["name"]]]
+        if fitting:
+            self._bind(key, pod, max(fitting, key=lambda node: _preference(pod, node)))
+            return
+        counted = Counter(text for texts in obstacles.values() for text in texts)
+        said = ", ".join(f"{count} {text}" for text, count in sorted(counted.items()))
+        verdict = f"0/{len(nodes)} nodes are available: {said}."
+        record_event(self._store, pod, "Warning", "FailedScheduling", verdict, "default-scheduler")
+        condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": verdict, "lastTransitionTime": now()}
+        known = [c for c in pod["status"].get("conditions", ()) if c["type"] == "PodScheduled"]
+        if not known or known[0].get("message") != verdict:
+            self._store.patch("pods", *key, {"status": {"conditions": [condition]}})
+
+    def _bind(self, key: tuple[str, str], pod: Object, node: Object) -> None:
+        self._waiting.pop(key, None)
+        name = node["metadata"]["name"]
+        record_event(self._store, pod, "Normal", "Scheduled", f"Successfully assigned {'/'.join(key)} to {name}", "default-scheduler")
+        condition = {"type": "PodScheduled", "status": "True", "lastTransitionTime": now()}
+        # counted at once, so that the next pod finds the room taken
+        self._store.patch("pods", *key, {"spec": {"nodeName": name}, "status": {"conditions": [condition]}})
+
+    def _obstacles(self, pod: Object, node: Object) -> list[str]:
+        """Return what keeps a pod off a node; empty if nothing does."""
+        missing = [name for name in claims(pod) if self._store.find("persistentvolumeclaims", pod["metadata"]["namespace"], name) is None]
+        if missing:
+            return [f'persistentvolumeclaim "{missing[0]}" not found']
+        if node["spec"].get("unschedulable"):
+            return ["node(s) were unschedulable"]
+        labels = node["metadata"].get("labels") or {}
+        if not _selected(pod, labels):
+            return ["node(s) didn't match Pod's node affinity"]
+        for taint in node["spec"].get("taints") or ():
+            if taint["effect"] in _BLOCKING and not any(tolerates(t, taint) for t in pod["spec"].get("tolerations") or ()):
+                return [f"node(s) had taint {{{taint['key']}: {taint.get('value', '')}}}, that the pod didn't tolerate"]
+        used = self._used.get(node["metadata"]["name"], {})
+        allocatable = node["status"]["allocatable"]
+        return [
+            f"Insufficient {name}"
+            for name, amount in requests(pod).items()
+            if amount > quantities.parse(str(allocatable.get(name, "0"))) - used.get(name, Decimal(0))
+        ]
+
+
+def is_over(pod: Object) -> bool:
+    """Tell whether a pod has come to its end and holds nothing any more."""
+    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+
+
+def requests(pod: Object) -> Amounts:
+    """Return what a pod's containers ask for; a limit without a request is one."""
+    total: Amounts = {}
+    for container in pod["spec"]["containers"]:
+        resources = container.get("resources") or {}
+        for name, amount in {**(resources.get("limits") or {}), **(resources.get("requests") or {})}.items():
+            total[name] = total.get(name, Decimal(0)) + quantities.parse(str(amount))
+    return total
+
+
+def claims(pod: Object) -> list[str]:
+    """Return the names of the volume claims that a pod mounts."""
+    volumes = pod["spec"].get("volumes") or ()
+    return [volume["persistentVolumeClaim"]["claimName"] for volume in volumes if "persistentVolumeClaim" in volume]
+
+
+def tolerates(toleration: Mapping[str, Any], taint: Mapping[str, Any]) -> bool:
+    """Tell whether a toleration answers a taint (Kubernetes, "Taints and Tolerations")."""
+    if toleration.get("effect") not in (None, "", taint["effect"]):
+        return False
+    if toleration.get("operator") == "Exists":
+        return toleration.get("key") in (None, "", taint["key"])
+    return bool(toleration.get("key") == taint["key"] and toleration.get("value", "") == taint.get("value", ""))
+
+
+def matches_term(term: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+    """Tell whether labels satisfy every expression of a node selector term; an empty term matches nothing."""
+    expressions = term.get("matchExpressions") or ()
+    return bool(expressions) and all(_satisfies(expression, labels) for expression in expressions)
+
+
+def _satisfies(expression: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+    value, values = labels.get(expression["key"]), expression.get("values") or ()
+    operator = expression["operator"]
+    if operator == "In":
+        return value in values
+    if operator == "NotIn":
+        return value not in values
+    return bool((value is not None) == (operator == "Exists"))
+
+
+def _selected(pod: Object, labels: Mapping[str, str]) -> bool:
+    if any(labels.get(key) != value for key, value in (pod["spec"].get("nodeSelector") or {}).items()):
+        return False
+    affinity = (pod["spec"].get("affinity") or {}).get("nodeAffinity") or {}
+    required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution")
+    terms: Iterable[Mapping[str, Any]] = required["nodeSelectorTerms"] if required else ()
+    return required is None or any(matches_term(term, labels) for term in terms)
+
+
+def _preference(pod: Object, node: Object) -> int:
+    affinity = (pod["spec"].get("affinity") or {}).get("nodeAffinity") or {}
+    labels = node["metadata"].get("labels") or {}
+    preferred = affinity.get("preferredDuringSchedulingIgnoredDuringExecution") or ()
+    return sum(term["weight"] for term in preferred if matches_term(term["preference"], labels))
