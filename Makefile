@@ -36,7 +36,7 @@ check: $(GATEWAY)/test.done ## lint, format and types only
 
 test-cluster: $(GATEWAY)/test.done ## the tests that need a real cluster: the one of KUBECONFIG
 	@test -n "$(KUBECONFIG)" || { echo "make test-cluster needs a cluster: set KUBECONFIG." >&2; exit 2; }
-	$(RUN_PYTEST) --real tests/contract tests/cluster $(ARGS)
+	$(RUN_PYTEST) --real -m "not embedded" tests/contract tests/cluster $(ARGS)
 
 pictures: environments $(GATEWAY)/test.done browser ## take docs/launcher.png and docs/notebook.png anew
 	ELASTIC_KERNELS_PICTURES=$(CURDIR)/docs $(RUN_PYTEST) tests/lab/test_browser.py $(ARGS)

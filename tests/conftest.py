@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -86,8 +85,9 @@ async def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
             yield real
         return
     directory = tmp_path_factory.mktemp("embedded")
-    python = Path(os.environ.get("ELASTIC_KERNELS_TEST_PYTHON", sys.executable))
-    cluster = EmbeddedCluster(directory, environment={"PATH": f"{python.parent}:{os.environ['PATH']}"}, refuse_image=_refuse)
+    # whose python has ipykernel; the gateway's own cannot have a current one
+    lab = Path(os.environ.get("ELASTIC_KERNELS_LAB") or pytest.fail("ELASTIC_KERNELS_LAB is not set; 'make test' sets it."))
+    cluster = EmbeddedCluster(directory, environment={"PATH": f"{lab.parent}:{os.environ['PATH']}"}, refuse_image=_refuse)
     async with cluster, _namespace(cluster.kubeconfig) as embedded:
         embedded.embedded = cluster
         yield embedded

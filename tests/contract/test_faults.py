@@ -15,7 +15,7 @@ from elastic_kernels.embedded import EmbeddedCluster, Fault
 from tests.conftest import Backend, gateway_on, profile
 from tests.gateway import Gateway, until
 
-pytestmark = pytest.mark.usefixtures("no_faults")
+pytestmark = [pytest.mark.embedded, pytest.mark.usefixtures("no_faults")]
 
 
 @pytest.fixture(scope="module")
