@@ -106,6 +106,7 @@ class ElasticKernelProxy(_k8s.KubernetesProcessProxy):  # type: ignore[misc,name
         self.container_name = self.assigned_host = self.kernel_pod_name
         self.assigned_ip = started.address
         self._setup_connection_info(started.connection)
+        _accept_websockets_at_once(self.kernel_manager)
         self.pid = self.pgid = 0  # those of the container mean nothing here
         self.log.info("Kernel %s of %r runs in the pod %s/%s", self.kernel_id, user.name, *started.key)
 
@@ -207,6 +208,17 @@ class ElasticKernelProxy(_k8s.KubernetesProcessProxy):  # type: ignore[misc,name
 def _response_manager() -> Any:
     """Return the process's response manager: ours, unless one of JEG's own proxies was faster."""
     return ResponseManager.instance() if ResponseManager.initialized() else ElasticResponseManager.instance()
+
+
+def _accept_websockets_at_once(kernel_manager: Any) -> None:
+    """Tell Enterprise Gateway that the kernel's protocol needs no adaptation, which it would otherwise ask the kernel first.
+
+    While it waits for that answer, a second websocket of the same session waits for the first one for ever; and JupyterLab in
+    Chrome opens two within milliseconds, because Chrome refuses the first for a missing subprotocol.
+    """
+    if not hasattr(kernel_manager, "_kernel_info_future"):
+        kernel_manager._kernel_info_future = asyncio.get_running_loop().create_future()
+        kernel_manager._kernel_info_future.set_result({})
 
 
 def _client_environment(kernel_manager: Any) -> dict[str, str]:
