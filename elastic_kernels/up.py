@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import getpass
-import json
+import logging
 import math
 import os
 import secrets
@@ -75,9 +75,10 @@ async def up(options: Options, say: Say) -> None:
 async def _run(plan: Plan, say: Say) -> None:
     async with AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="elastic-kernels-", ignore_cleanup_errors=True)))
-        say(f"Kernels     {', '.join(repr(profile.display_name or name) for name, profile in plan.profiles.items())}")
+        stack.enter_context(_logged(directory / "cluster.log"))
         with _timed(say, "Cluster") as step:
             kubeconfig, step.done = await stack.enter_async_context(_cluster(plan, directory))
+        say(f"Kernels     {', '.join(repr(profile.display_name or name) for name, profile in plan.profiles.items())}")
         kernelspecs.install(plan.profiles.values(), directory / "jupyter" / "kernels")
         begin = time.monotonic()
         gateway = await stack.enter_async_context(_gateway(plan, directory, kubeconfig))
@@ -115,9 +116,13 @@ async def _cluster(plan: Plan, directory: Path) -> AsyncIterator[tuple[str, str]
 
 
 def _gateway(plan: Plan, directory: Path, kubeconfig: str) -> AbstractAsyncContextManager[Server]:
-    configuration = {"KernelSpecManager": {"whitelist": sorted(plan.profiles), "ensure_native_kernel": False}}
+    configuration = f"""from elastic_kernels import websockets
+websockets.install()
+c.KernelSpecManager.whitelist = {sorted(plan.profiles)!r}
+c.KernelSpecManager.ensure_native_kernel = False
+"""
     (directory / "gateway").mkdir()
-    (directory / "gateway" / "jupyter_enterprise_gateway_config.json").write_text(json.dumps(configuration))
+    (directory / "gateway" / "jupyter_enterprise_gateway_config.py").write_text(configuration)
     environment = {
         **_own_environment(directory, "gateway"),
         "JUPYTER_PATH": str(directory / "jupyter"),
@@ -180,6 +185,19 @@ async def _first(*endless: Coroutine[Any, Any, None]) -> None:
     finally:
         for task in tasks:
             task.cancel()
+
+
+@contextmanager
+def _logged(log: Path) -> Iterator[None]:
+    """Keep this process's own log, which is the embedded cluster's, out of the terminal."""
+    handler = logging.FileHandler(log, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
 
 
 class _Step:

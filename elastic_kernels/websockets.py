@@ -1,0 +1,86 @@
+"""A session's second websocket takes the place of its first at once, whatever the first is doing.
+
+Enterprise Gateway closes the first one politely and waits. A client that is gone does not answer, so that the wait is 5 seconds
+long; and a first websocket that is not open yet never closes at all. JupyterLab in Chrome does just this with every kernel:
+Chrome refuses the first connection, for a subprotocol that gateways do not speak, and the second follows milliseconds later.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from enterprise_gateway.enterprisegatewayapp import EnterpriseGatewayApp
+from jupyter_server.services.kernels.handlers import ZMQChannelsHandler
+from tornado import web
+
+_GONE: Final = 410
+
+
+class PromptChannels(ZMQChannelsHandler):  # type: ignore[misc]
+    """Put before the gateway's own websocket handler, whose methods these extend."""
+
+    was_replaced = False
+    is_open = False
+    is_settled = False
+    """Whether the kernel's messages go to this websocket by now."""
+
+    async def _register_session(self) -> None:
+        former = self._open_sessions.get(f"{self.kernel_id}:{self.session.session}")
+        if former is not None:
+            former.give_way()
+        await super()._register_session()
+        if former is not None and not former.is_settled and self.kernel_id in self.kernel_manager:
+            # it leaves its connections to the kernel in a state that nobody can go on with
+            self.kernel_manager.stop_buffering(self.kernel_id)
+
+    def give_way(self) -> None:
+        """Close without a farewell, which nobody would hear."""
+        self.was_replaced = True
+        if self.ws_connection is not None:
+            self.ws_connection.stream.close()
+        elif not self._close_future.done():
+            self._close_future.set_result(None)
+
+    async def pre_get(self) -> None:
+        """Called before the connection is accepted; takes as long as the kernel takes to say what protocol it speaks."""
+        await super().pre_get()
+        if self.was_replaced:
+            raise web.HTTPError(_GONE, "Another connection has taken this session over.")
+
+    def open(self, kernel_id: str) -> Any:
+        """Called once the connection is accepted; the result is done when the kernel's messages arrive."""
+        self.is_open = True
+        connected = super().open(kernel_id)
+        if connected is not None:
+            connected.add_done_callback(self._settle)
+        return connected
+
+    def _settle(self, _: object) -> None:
+        self.is_settled = True
+
+    def on_close(self) -> None:
+        """Called when the connection is gone, also one that was never accepted: that one has not been counted either."""
+        if self.is_open:
+            super().on_close()
+        elif not self._close_future.done():
+            self._close_future.set_result(None)
+
+
+def extended(handlers: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Return an application's handlers with that of kernels' websockets extended."""
+    return [
+        (path, type(handler.__name__, (PromptChannels, handler), {}), *rest)
+        if isinstance(handler, type) and issubclass(handler, ZMQChannelsHandler)
+        else (path, handler, *rest)
+        for path, handler, *rest in handlers
+    ]
+
+
+def install() -> None:
+    """Have the stock application create its handlers extended: one line in its configuration file."""
+    stock = EnterpriseGatewayApp._create_request_handlers
+
+    def create(application: Any) -> list[tuple[Any, ...]]:
+        return extended(stock(application))
+
+    EnterpriseGatewayApp._create_request_handlers = create
