@@ -7,8 +7,10 @@ PYTHON310 ?= python3.10
 PYTHON311 ?= python3.11
 GATEWAY := .venv
 LAB := .venv-lab
-# Compiling everything takes longer than compiling what is imported, when it is.
+# Compiling everything takes longer than compiling what is imported, when it is ...
 PIP_INSTALL := bin/python -m pip install -qq --disable-pip-version-check --prefer-binary --no-compile
+# ... which has to be kept then, also where the environment says not to.
+unexport PYTHONDONTWRITEBYTECODE
 
 export ELASTIC_KERNELS_LAB := $(CURDIR)/$(LAB)/bin/jupyter-lab
 RUN_PYTEST = $(GATEWAY)/bin/python -m pytest
