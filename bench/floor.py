@@ -124,7 +124,9 @@ async def _read(response: Any, addresses: Mapping[str, asyncio.Future[str]], gon
                 gone[name].set()
             if addresses[name].done():
                 continue
-            if event["type"] == "DELETED" or status.get("phase") == "Failed":
+            waiting = [container["state"].get("waiting", {}).get("reason", "") for container in status.get("containerStatuses", ())]
+            hopeless = any(reason.startswith("Err") or reason.endswith(("BackOff", "Error")) for reason in waiting)
+            if hopeless or event["type"] == "DELETED" or status.get("phase") in ("Failed", "Succeeded"):
                 addresses[name].set_exception(RuntimeError(f"the pod {name} ended before it began: {json.dumps(status)}"))
             elif status.get("podIP"):
                 addresses[name].set_result(status["podIP"])
