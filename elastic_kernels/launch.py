@@ -146,7 +146,8 @@ class _Attempt:
     def _end(self) -> None:
         if self._key is not None or self._new_record is not None:
             key = self._key or (self._cluster.namespace, f"none-{self._new_record}")
-            self._cluster.reaper.end(key, grace=1, record=self._new_record)
+            # a container that never ran needs no time to end, and its kubelet takes its own to say so
+            self._cluster.reaper.end(key, grace=1 if self.status.phase is Phase.RUNNING else 0, record=self._new_record)
 
     async def _record(self, asked: Record, again: bool) -> Object:
         if again:

@@ -289,8 +289,8 @@ def to_kernelspec(profile: Profile) -> dict[str, Any]:
         "argv": list(profile.command),
         "display_name": profile.display_name or profile.name,
         "language": profile.language,
-        # signals do not cross machines; message is the protocol's own way
-        "interrupt_mode": "message",
+        # signals do not cross machines; message is the protocol's own way, and the launchers of JEG have a third
+        "interrupt_mode": "signal" if profile.calls_back else "message",
         "env": dict(profile.environment),
         "metadata": {"process_proxy": {"class_name": PROXY_CLASS, "config": config}},
     }

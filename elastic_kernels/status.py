@@ -61,7 +61,7 @@ _PULL_REASONS: Final = ("ErrImagePull", "ImagePullBackOff", "RegistryUnavailable
 # What a registry says when it has no such image or will not give it (containerd, Docker).
 _IMAGE_REFUSED: Final = re.compile(r"not found|manifest unknown|does not exist|unauthorized|forbidden|denied|no match for platform", re.I)
 # A pull that failed for another reason is tried again; after so many attempts nobody should wait for the next.
-_PULL_ATTEMPTS: Final = 3
+_PULL_ATTEMPTS: Final = 2
 
 _RESOURCE: Final = re.compile(r"Insufficient ([\w./-]+)")
 
