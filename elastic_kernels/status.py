@@ -63,7 +63,7 @@ _IMAGE_REFUSED: Final = re.compile(r"not found|manifest unknown|does not exist|u
 # A pull that failed for another reason is tried again; after so many attempts nobody should wait for the next.
 _PULL_ATTEMPTS: Final = 2
 
-_RESOURCE: Final = re.compile(r"Insufficient ([\w./-]+)")
+_RESOURCE: Final = re.compile(r"Insufficient ([\w./-]*\w)")
 
 
 def classify(pod: Mapping[str, Any] | None, events: Iterable[Mapping[str, Any]]) -> Status:
