@@ -57,7 +57,17 @@ def resolve(python: str, requirements: Sequence[str]) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory) / "report.json"
         subprocess.run([python, "-m", "venv", f"{directory}/venv"], check=True)
-        command = [f"{directory}/venv/bin/python", "-m", "pip", "install", "-qq", "--dry-run", "--ignore-installed", "--report", str(report)]
+        command = [
+            f"{directory}/venv/bin/python",
+            "-m",
+            "pip",
+            "install",
+            "-qq",
+            "--dry-run",
+            "--ignore-installed",
+            "--report",
+            str(report),
+        ]
         subprocess.run([*command, *requirements], check=True)
         found = [item["metadata"] for item in json.loads(report.read_text())["install"]]
     return {re.sub(r"[-_.]+", "-", item["name"]).lower(): item["version"] for item in found}

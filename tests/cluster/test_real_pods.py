@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,11 @@ JEG_COMMAND = [
     "--kernel-id", "{kernel_id}", "--port-range", "{port_range}", "--response-address", "{response_address}",
     "--public-key", "{public_key}", "--spark-context-initialization-mode", "none",
 ]  # fmt: skip
+
+
+def of_the_kernel(**fields: Any) -> dict[str, Any]:
+    """Return a profile's pod patch for the kernel's container."""
+    return {"spec": {"containers": [{"name": "kernel", **fields}]}}
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +45,9 @@ async def gateway(backend: Backend, tmp_path_factory: pytest.TempPathFactory) ->
         "no-registry": profile("no-registry", image="localhost/missing:1"),
         "exits": profile("exits", command=["python", "-c", "raise SystemExit('no licence')", "{connection_file}"]),
         "no-command": profile("no-command", command=["no-such-program", "{connection_file}"]),
-        "no-secret": profile(
-            "no-secret", pod={"spec": {"containers": [{"name": "kernel", "envFrom": [{"secretRef": {"name": "absent"}}]}]}}
-        ),
+        "no-secret": profile("no-secret", pod=of_the_kernel(envFrom=[{"secretRef": {"name": "absent"}}])),
         "huge": profile("huge", display_name="Huge", memory="4Ti"),
-        "refused": profile("refused", pod={"spec": {"containers": [{"name": "kernel", "volumeMounts": [{"name": "x", "mountPath": "x"}]}]}}),
+        "refused": profile("refused", pod=of_the_kernel(volumeMounts=[{"name": "x", "mountPath": "/x"}])),
     }
     async with gateway_on(backend, tmp_path_factory.mktemp("gateway"), profiles) as running:
         yield running
@@ -72,7 +76,8 @@ async def test_the_memory_limit_is_the_cgroups_and_kills_that_kernel_alone(backe
 async def test_a_gpu_kernel_waits_for_a_node_that_has_one(backend: Backend, gateway: Gateway) -> None:
     status, sentence = await gateway.refused("gpu", KERNEL_LAUNCH_TIMEOUT="4")
     assert status == 504
-    assert sentence.startswith("The kernel 'GPU' was not ready within 4 seconds: no machine fits it so far: not enough nvidia.com/gpu is free")
+    reason = "no machine fits it so far: not enough nvidia.com/gpu is free"
+    assert sentence.startswith(f"The kernel 'GPU' was not ready within 4 seconds: {reason}")
     launch = asyncio.ensure_future(gateway.start("gpu", KERNEL_LAUNCH_TIMEOUT="60"))
     await until(backend.pods, "the pod to be there")
     async with one_gpu(backend.kubeconfig, "general"):

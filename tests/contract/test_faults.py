@@ -24,7 +24,7 @@ async def gateway(backend: Backend, tmp_path_factory: pytest.TempPathFactory) ->
         "small": profile("small", display_name="Small"),
         "missing-image": profile("missing-image", display_name="Missing", image="registry.example.com/missing:1"),
         "bad-image": profile("bad-image", image="Not An Image"),
-        "exits": profile("exits", command=["python", "-c", "import sys; print('first', flush=True); sys.exit('no licence')", "{connection_file}"]),
+        "exits": profile("exits", command=["python", "-c", "print('first', flush=True); exit('no licence')", "{connection_file}"]),
         "ends": profile("ends", command=["python", "-c", "print('done')", "{connection_file}"]),
         "no-command": profile("no-command", command=["no-such-program", "{connection_file}"]),
         "silent": profile("silent", command=["python", "-c", "import time; time.sleep(100)", "{connection_file}"], grace_period=1),
