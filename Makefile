@@ -26,7 +26,7 @@ run: environments ## start a gateway and a JupyterLab, with kernels on this mach
 	@exec $(GATEWAY)/bin/elastic-kernels up $(ARGS)
 
 environments: ## make both environments, side by side
-	@$(MAKE) --no-print-directory -j2 $(GATEWAY)/gateway.done $(LAB)/lab.done
+	@$(MAKE) -s --no-print-directory -j2 $(GATEWAY)/gateway.done $(LAB)/lab.done
 
 test: environments $(GATEWAY)/test.done browser check ## lint, types, and the tests that need no real cluster (ARGS="-k name")
 	$(RUN_PYTEST) tests/unit tests/contract tests/lab $(ARGS)
