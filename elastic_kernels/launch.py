@@ -190,7 +190,8 @@ class _Attempt:
                     # a pod that the watch has not brought yet is as it was created
                     now = current if seen else created
                     await self._note(status.classify(now, events.objects() if events else ()))
-                    if connecting is None and self.status.phase is Phase.RUNNING and now and now["status"].get("podIP"):
+                    # the address is there before the kubelet says Running, and so may the kernel be
+                    if connecting is None and now and now["status"].get("podIP"):
                         connecting = asyncio.ensure_future(connect(now["status"]["podIP"]))
                         connecting.add_done_callback(changed)
                         stack.callback(connecting.cancel)
