@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import json
 import os
-import re
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -30,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except ProfileError as error:
-        print("\n".join(_mistakes(error)), file=sys.stderr)
+        print("\n".join(error.mistakes), file=sys.stderr)
         return FAILED
     except ConfigurationError as error:
         print(f"elastic-kernels: {error}", file=sys.stderr)
@@ -163,11 +162,6 @@ def _list(_arguments: argparse.Namespace) -> int:
         if spec.mistake:
             print(spec.mistake, file=sys.stderr)
     return FAILED if any(spec.mistake for spec in found) else OK
-
-
-def _mistakes(error: ProfileError) -> list[str]:
-    """Return the mistakes that one error holds, a line for each."""
-    return re.split(r"; (?=(?:profiles|parts|common|kernelspec)[. ])", str(error))
 
 
 if __name__ == "__main__":

@@ -21,9 +21,13 @@ class ElasticKernelsError(Exception):
 
 
 class ProfileError(ElasticKernelsError):
-    """A profile (or a file of them) is not valid. The sentence holds each path and value, separated by semicolons."""
+    """A profile, or a file of them, is not valid: each mistake is a clause with a path and a value."""
 
     status = 500
+
+    def __init__(self, *mistakes: str) -> None:
+        super().__init__("; ".join(mistakes))
+        self.mistakes = tuple(one_line(mistake) for mistake in mistakes)
 
 
 class RequestError(ElasticKernelsError):

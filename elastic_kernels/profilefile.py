@@ -58,9 +58,9 @@ def loads(text: str, source: str) -> dict[str, Profile]:
         try:
             profiles[str(name)] = parse_profile(_compose(str(name), _mapping(own or {}, path), common, parts), path)
         except ProfileError as error:
-            mistakes.append(str(error))
+            mistakes.extend(error.mistakes)
     if mistakes:
-        raise ProfileError("; ".join(mistakes))
+        raise ProfileError(*mistakes)
     if not profiles:
         raise ProfileError(f"{source}: profiles: names no profile")
     return profiles

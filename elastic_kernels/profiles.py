@@ -253,7 +253,7 @@ def parse_profile(data: Mapping[str, Any], path: str) -> Profile:
     try:
         return Profile.model_validate(dict(data))
     except ValidationError as error:
-        raise ProfileError("; ".join(_explain(path, item) for item in error.errors(include_url=False))) from None
+        raise ProfileError(*(_explain(path, item) for item in error.errors(include_url=False))) from None
 
 
 def from_kernelspec(name: str, kernelspec: Mapping[str, Any]) -> Profile:
