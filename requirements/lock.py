@@ -17,6 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # editable installs without a download of their own, and `setup.py develop` of nobody
 BUILD = ["setuptools>=70.1"]
+# later ones need Python 3.11.5, and Debian's, in the images, is 3.11.2
+HELD = ["soupsieve<3"]
 LAB = ["jupyterlab>=4,<5", "papermill", "ipykernel"]
 # ipykernel: what kernels of the embedded cluster run in the tests that need no JupyterLab
 TEST = ["selenium", "ipykernel"]
@@ -26,6 +28,7 @@ HEADERS = {
 # The gateway's environment: Jupyter Enterprise Gateway and this library, exact versions.
 # Renew with: make lock
 # Held back by Jupyter Enterprise Gateway 3.3: jupyter_client<7, jupyter_server<2, pyzmq<25; through jupyter_server 1: anyio<4.
+# Held back by Debian's Python 3.11.2, which the images have: soupsieve<3.
 """,
     "test.txt": """\
 # What the tests need beside gateway.txt, exact versions.
@@ -48,7 +51,7 @@ def wanted() -> dict[str, list[str]]:
     def lines(section: str, option: str) -> list[str]:
         return [line for line in setup[section][option].splitlines() if line.strip() and not line.lstrip().startswith("#")]
 
-    gateway = lines("options", "install_requires") + lines("options.extras_require", "gateway") + BUILD
+    gateway = lines("options", "install_requires") + lines("options.extras_require", "gateway") + BUILD + HELD
     return {"gateway.txt": gateway, "test.txt": gateway + lines("options.extras_require", "test") + TEST, "lab.txt": LAB}
 
 
