@@ -71,6 +71,14 @@ class ElasticKernelProxy(_k8s.KubernetesProcessProxy):  # type: ignore[misc,name
         except ElasticKernelsError as error:
             self.log.error("Kernel %s: %s %s", self.kernel_id, error, error.detail)
             raise _http_error(error) from error
+        except web.HTTPError:
+            raise
+        except Exception as error:
+            # a defect of ours: its traceback is for the log, and not for a user
+            self.log.exception("Kernel %s: the launch failed", self.kernel_id)
+            raise web.HTTPError(
+                500, f"The kernel could not be started: {type(error).__name__} in the gateway; its log has more."
+            ) from error
         return self
 
     async def _launch(self, environment: Mapping[str, str]) -> None:
