@@ -58,10 +58,10 @@ async def first_outputs(gateway: Gateway, kernel: str, count: int) -> list[float
 @asynccontextmanager
 async def ours(directory: Path, kubeconfig: str, namespace: str) -> AsyncIterator[Measure]:
     """Yield what measures this project."""
-    write_kernelspecs(directory, {"python": profile("python", cpu={"request": "10m"}, memory={"request": "64Mi"})})
+    write_kernelspecs(directory, {"elastic": profile("elastic", cpu={"request": "10m"}, memory={"request": "64Mi"})})
     environment = {"KUBECONFIG": kubeconfig, "ELASTIC_KERNELS_NAMESPACE": namespace}
     async with running_gateway(directory, environment) as gateway:
-        yield lambda count: first_outputs(gateway, "python", count)
+        yield lambda count: first_outputs(gateway, "elastic", count)
 
 
 @asynccontextmanager

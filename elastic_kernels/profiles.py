@@ -237,6 +237,12 @@ class Profile(_Part):
         return any("{response_address}" in argument for argument in self.command)
 
     @model_validator(mode="after")
+    def _check_name(self) -> Profile:
+        if self.name == "python":
+            raise ValueError("Jupyter takes the name 'python' for its own kernel on the gateway's machine; choose another")
+        return self
+
+    @model_validator(mode="after")
     def _check_command(self) -> Profile:
         if not self.command:
             raise ValueError("the command is empty")

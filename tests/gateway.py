@@ -179,7 +179,8 @@ async def running_gateway(directory: Path, environment: Mapping[str, str], *argu
         "GATEWAY_SECRET": "of the gateway",
     }
     command = [sys.executable, "-m", "enterprise_gateway", f"--EnterpriseGatewayApp.port={port}", "--EnterpriseGatewayApp.ip=127.0.0.1"]
-    command += ["--EnterpriseGatewayApp.port_retries=0", *arguments]
+    # a kernel of this process's own machine would pass for a pod
+    command += ["--EnterpriseGatewayApp.port_retries=0", "--KernelSpecManager.ensure_native_kernel=False", *arguments]
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(*command, env={**own, **environment}, stdout=output, stderr=output)
     try:

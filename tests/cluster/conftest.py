@@ -63,6 +63,8 @@ async def namespace(kubeconfig: Path, request: pytest.FixtureRequest) -> AsyncIt
             yield name
         finally:
             del request.config.stash[NAMESPACE]
+            # otherwise a namespace waits for its pods' grace periods
+            await core.delete_collection_namespaced_pod(name, grace_period_seconds=0)
             await core.delete_namespace(name)
             await eventually(lambda: absent(core.read_namespace(name)), f"the namespace {name} to be deleted")
 

@@ -29,6 +29,7 @@ LEAST = {"name": "gpu", "image": "example/kernel:1"}
         ({"gpu": {"count": 1, "resource": "gpu"}}, "profiles.gpu.gpu.resource: 'gpu' is not an extended resource such as nvidia.com/gpu"),
         ({"tolerations": ["a=b:Never"]}, "profiles.gpu.tolerations.0: 'a=b:Never' is not a taint: write key=value:effect, with the effect one of NoSchedule, PreferNoSchedule, NoExecute"),
         ({"tolerations": [{"kye": "a"}]}, "profiles.gpu.tolerations.0: 'kye' is not a field of a toleration"),
+        ({"name": "python"}, "profiles.gpu: Jupyter takes the name 'python' for its own kernel on the gateway's machine; choose another"),
         ({"image": ""}, "profiles.gpu.image: '' string should have at least 1 character"),
         ({"security": {"uid": 0}}, "profiles.gpu.security.uid: 0 must be greater than or equal to 1"),
         ({"environment": {"A B": "x"}}, "profiles.gpu.environment.A B: 'A B' is not the name of an environment variable"),

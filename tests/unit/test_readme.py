@@ -25,7 +25,7 @@ def block(language: str) -> str:
 def test_the_kernel_json() -> None:
     spec = json.loads(block("json"))
     assert spec["metadata"]["process_proxy"]["class_name"] == PROXY_CLASS
-    memory = from_kernelspec("python", spec).memory
+    memory = from_kernelspec("python-2gb", spec).memory
     assert memory is not None
     assert memory.limit == "2Gi"
 
