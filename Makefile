@@ -36,7 +36,7 @@ check: $(GATEWAY)/test.done ## lint, format and types only
 	$(GATEWAY)/bin/ruff format --check .
 	$(GATEWAY)/bin/mypy
 
-test-cluster: $(GATEWAY)/test.done ## the tests that need a real cluster: the one of KUBECONFIG
+test-cluster: environments $(GATEWAY)/test.done ## the tests that need a real cluster: the one of KUBECONFIG
 	@test -n "$(KUBECONFIG)" || { echo "make test-cluster needs a cluster: set KUBECONFIG." >&2; exit 2; }
 	$(RUN_PYTEST) --real -m "not embedded" tests/contract tests/cluster $(ARGS)
 
