@@ -190,7 +190,9 @@ class ElasticKernelProxy(_k8s.KubernetesProcessProxy):  # type: ignore[misc,name
         self._end(patience=0.0)
 
     def _end(self, patience: float) -> None:
-        if self._cluster is None or self._key is None or (self._handed_over and self._ending is not None):
+        if self._cluster is None or self._key is None:
+            return
+        if self._ending is not None and (self._handed_over or self._ending.accepted.is_set()):
             return
         record = None if self.kernel_manager.restarting else names.record_name(self.kernel_id)
         self._ending = self._cluster.reaper.end(self._key, grace=self.profile.grace_period, patience=patience, record=record)
