@@ -83,6 +83,8 @@ def _spec(profile: Profile, record: Record, request: KernelRequest, launch: Laun
             "serviceAccountName": profile.service_account,
             # otherwise every service of the namespace adds variables to the kernel's environment
             "enableServiceLinks": False,
+            # as the first process of its container, ipykernel would interrupt its children and not itself
+            "shareProcessNamespace": True,
             "priorityClassName": profile.priority_class,
             "imagePullSecrets": [{"name": name} for name in profile.image_pull_secrets],
             "nodeSelector": {**profile.node_selector, **(profile.gpu.node_selector if profile.gpu else {})},

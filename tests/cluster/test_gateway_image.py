@@ -29,7 +29,8 @@ async def kubectl(backend: Backend, *arguments: str, text: str = "") -> str:
 @pytest.fixture(scope="module")
 async def gateway(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gateway]:
     shipped = await asyncio.to_thread(MANIFESTS.read_text)
-    await kubectl(backend, "apply", "-f", "-", text=shipped.replace("namespace: elastic-kernels", f"namespace: {backend.namespace}"))
+    own = shipped.replace("namespace: elastic-kernels", f"namespace: {backend.namespace}")
+    await kubectl(backend, "apply", "-f", "-", text=own.replace("  name: elastic-kernels", f"  name: {backend.namespace}"))
     await kubectl(backend, "rollout", "status", "deployment/gateway", "--timeout=180s")
     pods = (await backend.api.list("pods", backend.namespace, labelSelector="app=gateway"))["items"]
     async with aiohttp.ClientSession() as client:

@@ -63,7 +63,7 @@ async def test_cells(gateway: Gateway, kernel: str) -> None:
 async def test_interrupt_ends_a_sleep_and_a_busy_loop_and_keeps_the_state(gateway: Gateway, kernel: str) -> None:
     async with gateway.channels(kernel) as channels:
         await channels.execute("x = 1; import time")
-        for code in ("time.sleep(60)", "while True: pass"):
+        for code in ("time.sleep(60)", "while True: pass", "import subprocess; subprocess.run(['sleep', '60'])"):
             cell = await channels.begin(code)
             assert (await gateway.request("POST", f"/api/kernels/{kernel}/interrupt"))[0] == 204
             reply = await asyncio.wait_for(channels.finish(cell), 10)

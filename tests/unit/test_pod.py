@@ -64,6 +64,7 @@ def test_the_least_profile() -> None:
             "terminationGracePeriodSeconds": 10,
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
+            "shareProcessNamespace": True,
             "securityContext": {
                 "runAsUser": 1000,
                 "runAsGroup": 100,
