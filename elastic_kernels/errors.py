@@ -36,10 +36,34 @@ class RequestError(ElasticKernelsError):
     status = 400
 
 
+class UnauthorizedError(ElasticKernelsError):
+    """The request does not say who sends it, or not in a way that can be believed."""
+
+    status = 401
+
+
+class IdentityAwayError(ElasticKernelsError):
+    """Who sends the request cannot be found out now."""
+
+    status = 503
+
+
 class NotAllowedError(ElasticKernelsError):
-    """The client asked for something that the profile does not open to it."""
+    """The client asked for something that is not open to it."""
 
     status = 403
+
+
+class LimitReachedError(ElasticKernelsError):
+    """The user, or the deployment, has as many kernels as it may have."""
+
+    status = 403
+
+
+class NotFoundError(ElasticKernelsError):
+    """There is no such thing, or none that the caller may know of."""
+
+    status = 404
 
 
 class KernelExistsError(ElasticKernelsError):

@@ -14,13 +14,12 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from elastic_kernels import names, pod, record, status
-from elastic_kernels.cluster import Cluster, Key, Object
+from elastic_kernels import names, pod, record, slots, status
+from elastic_kernels.cluster import Cluster, Key, Object, RecordRef
 from elastic_kernels.errors import (
     ClusterAwayError,
     ClusterError,
     ElasticKernelsError,
-    KernelExistsError,
     LaunchError,
     LaunchTimeoutError,
     one_line,
@@ -28,6 +27,7 @@ from elastic_kernels.errors import (
 from elastic_kernels.profiles import Profile
 from elastic_kernels.record import Record
 from elastic_kernels.request import KernelRequest
+from elastic_kernels.slots import Limits
 from elastic_kernels.status import Phase, Status
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ _LOG_LINES: Final = 5
 _FIRST_PAUSE: Final = 0.01
 _LONGEST_PAUSE: Final = 0.25
 _CONNECT_SECONDS: Final = 2.0
+NO_LIMITS: Final = Limits()
 
 T = TypeVar("T")
 
@@ -52,6 +53,8 @@ class Started:
     """The pod's address."""
     connection: dict[str, Any]
     """The content of a connection file for whoever connects to it."""
+    record: RecordRef
+    """Its record."""
 
 
 Connect = Callable[[Record, int, str], Awaitable[dict[str, Any]]]
@@ -67,15 +70,18 @@ async def launch(
     *,
     connect: Connect,
     arguments: Mapping[str, str],
+    limits: Limits = NO_LIMITS,
+    id_is_chosen: bool = True,
     again: bool = False,
 ) -> Started:
     """Start a kernel and return once it answers.
 
-    ``again`` is a restart: the record of ``asked.kernel_id`` that exists is used, and kept if the launch fails. ``arguments`` are
-    values for the command's placeholders. Raises LaunchError, LaunchTimeoutError, KernelExistsError, ClusterError and
-    ClusterAwayError; then nothing that was created remains, at the latest when the API server answers again.
+    ``id_is_chosen`` says that the client chose the kernel's id, so that another kernel may have it. ``again`` is a restart: the
+    record of ``asked.kernel_id`` that exists is used, and kept if the launch fails. ``arguments`` are values for the command's
+    placeholders. Raises LimitReachedError, LaunchError, LaunchTimeoutError, KernelExistsError, ClusterError and ClusterAwayError;
+    then nothing that was created remains, at the latest when the API server answers again.
     """
-    attempt = _Attempt(cluster, profile, request)
+    attempt = _Attempt(cluster, profile, request, limits, id_is_chosen)
     cluster.unfinished.add(attempt.give_up)
     try:
         return await asyncio.wait_for(attempt.run(asked, spot, connect, arguments, again), request.timeout)
@@ -115,14 +121,16 @@ async def ports_answer(asked: Record, ports: int, address: str) -> dict[str, Any
 class _Attempt:
     """One launch under way: what it has created so far, and the last that is known of its pod."""
 
-    def __init__(self, cluster: Cluster, profile: Profile, request: KernelRequest) -> None:
+    def __init__(self, cluster: Cluster, profile: Profile, request: KernelRequest, limits: Limits, id_is_chosen: bool) -> None:
         self.title = repr(profile.display_name or profile.name)
         self.status = Status(Phase.QUEUED, "the cluster has not taken it yet")
         self._cluster = cluster
         self._profile = profile
         self._request = request
+        self._limits = limits
+        self._id_is_chosen = id_is_chosen
         self._key: Key | None = None
-        self._new_record: str | None = None
+        self._new_record: RecordRef | None = None
         self._creating: asyncio.Task[Object] | None = None
 
     async def run(self, asked: Record, spot: pod.Spot, connect: Connect, arguments: Mapping[str, str], again: bool) -> Started:
@@ -134,7 +142,7 @@ class _Attempt:
         self._key = (kept.namespace, manifest["metadata"]["name"])
         created = await self._create("pods", manifest)
         address, connection = await self._connected(created, lambda address: connect(kept, ports, address))
-        return Started(self._key, address, connection)
+        return Started(self._key, address, connection, RecordRef(kept.name, kept.token, secret["metadata"]["uid"]))
 
     def give_up(self) -> None:
         """Have everything deleted that this attempt created, also what the API server is still about to create."""
@@ -145,23 +153,26 @@ class _Attempt:
 
     def _end(self) -> None:
         if self._key is not None or self._new_record is not None:
-            key = self._key or (self._cluster.namespace, f"none-{self._new_record}")
             # a container that never ran needs no time to end, and its kubelet takes its own to say so
-            self._cluster.reaper.end(key, grace=1 if self.status.phase is Phase.RUNNING else 0, record=self._new_record)
+            grace = 1 if self.status.phase is Phase.RUNNING else 0
+            self._cluster.reaper.end(self._cluster.namespace, self._key[1] if self._key else None, grace=grace, record=self._new_record)
 
     async def _record(self, asked: Record, again: bool) -> Object:
-        if again:
-            kept = await self._cluster.client.get("secrets", asked.namespace, asked.name)
-            if kept is not None:
-                return kept
-        self._new_record = asked.name
+        if again and (kept := await _kept_record(self._cluster, asked.kernel_id)) is not None:
+            return kept
+        slots.check(self._profile, self._limits)
+        return await slots.take(self._cluster, asked, self._limits, self._create_record, id_is_chosen=self._id_is_chosen)
+
+    async def _create_record(self, asked: Record) -> Object:
+        self._new_record = RecordRef(asked.name, asked.token)
         try:
-            return await self._create("secrets", record.to_secret(asked))
+            secret = await self._create("secrets", record.to_secret(asked))
         except ClusterError as error:
             if error.code == 409:
                 self._new_record = None  # it is somebody else's
-                raise KernelExistsError(f"There is a kernel with the id {asked.kernel_id} already.") from error
             raise
+        self._new_record = RecordRef(asked.name, asked.token, secret["metadata"]["uid"])
+        return secret
 
     async def _create(self, resource: str, body: Object) -> Object:
         """Create in a task of its own: a request that is on its way cannot be taken back, so its outcome is waited for."""
@@ -224,6 +235,18 @@ class _Attempt:
             log.info("The log of the pod %s cannot be read: %s", "/".join(self._key), error)
             return ""
         return f" The end of its log: {lines}" if lines else ""
+
+
+async def _kept_record(cluster: Cluster, kernel_id: str) -> Object | None:
+    """Return the record that a kernel which is started again has, or None if it is gone."""
+    known = next((item for item in cluster.records.objects() if item["metadata"]["labels"].get(names.KERNEL_ID) == kernel_id), None)
+    if known is not None:
+        found = await cluster.client.get("secrets", cluster.namespace, known["metadata"]["name"])
+        # by now the name can be another kernel's
+        return found if found is not None and found["metadata"]["uid"] == known["metadata"]["uid"] else None
+    selector = f"{names.selector(cluster.deployment)},{names.KERNEL_ID}={kernel_id}"
+    listed: list[Object] = (await cluster.client.list("secrets", cluster.namespace, labelSelector=selector)).get("items") or []
+    return listed[0] if listed else None
 
 
 def _next_ports(cluster: Cluster, kept: Record) -> int:

@@ -21,8 +21,13 @@ DEPLOYMENT: Final = PREFIX + "deployment"
 KERNEL_ID: Final = PREFIX + "kernel-id"
 KERNEL_NAME: Final = PREFIX + "kernel-name"
 LAUNCH: Final = PREFIX + "launch"
+LIMIT_CLASS: Final = PREFIX + "limit-class"
+NOTEBOOK: Final = PREFIX + "notebook"
 PORTS: Final = PREFIX + "ports"
 PROFILE: Final = PREFIX + "profile"
+SERVICE: Final = PREFIX + "service"
+TITLE: Final = PREFIX + "title"
+USAGE: Final = PREFIX + "usage"
 USER: Final = PREFIX + "user"
 
 # What stock Enterprise Gateway puts on its pods; network policies and dashboards written for it keep working.
@@ -48,9 +53,12 @@ def slug(text: str, limit: int = 40) -> str:
     return f"{stem or 'x'}--{digest}"
 
 
-def record_name(kernel_id: str) -> str:
-    """Return the name of a kernel's record."""
-    return f"kernel-{kernel_id}"
+def record_name(deployment: str, user: str, limit_class: str, slot: str) -> str:
+    """Return the name of the record that takes a slot: of all records of a user and limit class, one at most can have it.
+
+    None of the parts can hold a dot, so that no two of them can be mistaken for another two.
+    """
+    return ".".join(("kernel", deployment, slug(user), limit_class, slot))
 
 
 def pod_name(user: str, kernel_id: str, launch: str) -> str:

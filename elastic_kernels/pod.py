@@ -55,7 +55,7 @@ def build_pod(profile: Profile, record: Record, request: KernelRequest, launch: 
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
-            "name": names.pod_name(record.user.name, record.kernel_id, launch.token),
+            "name": names.pod_name(record.user, record.kernel_id, launch.token),
             "namespace": record.namespace,
             "labels": {**profile.labels, **records.labels_of(record)},
             "annotations": {
@@ -147,7 +147,7 @@ def _environment(profile: Profile, record: Record, request: KernelRequest, launc
         "KERNEL_ID": record.kernel_id,
         "KERNEL_NAME": record.kernel_name,
         "KERNEL_LANGUAGE": profile.language,
-        "KERNEL_USERNAME": _literal(record.user.name),
+        "KERNEL_USERNAME": _literal(record.user),
         "KERNEL_NAMESPACE": record.namespace,
         **({"KERNEL_WORKING_DIR": _literal(request.working_directory)} if request.working_directory else {}),
         # the names under which the start scripts of Enterprise Gateway's images look for their arguments

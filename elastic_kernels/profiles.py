@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -225,6 +225,10 @@ class Profile(_Part):
     """Seconds that a kernel has to end by itself before it is killed."""
     labels: OwnLabels = {}
     annotations: OwnAnnotations = {}
+    users: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """The users to whom the kernel is open, and with ``groups`` everybody of those groups. Default: everybody."""
+    groups: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """The groups (of JupyterHub, or of the proxy that authenticates) to whom the kernel is open."""
     authorized_users: str | None = None
     """Comma-separated, as Enterprise Gateway reads it."""
     unauthorized_users: str | None = None
@@ -235,6 +239,10 @@ class Profile(_Part):
     def calls_back(self) -> bool:
         """Whether the command is a launcher of Enterprise Gateway, which reports its connection to the gateway."""
         return any("{response_address}" in argument for argument in self.command)
+
+    def admits(self, user: str, groups: Collection[str]) -> bool:
+        """Tell whether the kernel is open to a user of these groups."""
+        return not (self.users or self.groups) or user in self.users or not set(self.groups).isdisjoint(groups)
 
     @model_validator(mode="after")
     def _check_name(self) -> Profile:

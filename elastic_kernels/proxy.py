@@ -18,14 +18,16 @@ from typing import Any, Final, NoReturn
 from enterprise_gateway.services.processproxies.processproxy import RemoteProcessProxy, ResponseManager
 from tornado import web
 
-from elastic_kernels import identity, jeg, names, pod, profiles, status
+from elastic_kernels import identity, jeg, pod, profiles, slots, status
 from elastic_kernels.callback import ElasticResponseManager
-from elastic_kernels.cluster import Cluster, Ending, Key, shared
-from elastic_kernels.errors import ElasticKernelsError, RequestError, one_line
+from elastic_kernels.cluster import Cluster, Ending, Key, RecordRef, shared
+from elastic_kernels.errors import ConfigurationError, ElasticKernelsError, NotAllowedError, RequestError, one_line
+from elastic_kernels.identity import User
 from elastic_kernels.launch import launch, ports_answer
 from elastic_kernels.record import Record
 from elastic_kernels.request import parse_request
 from elastic_kernels.settings import ElasticKernels
+from elastic_kernels.slots import Limits
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ class ElasticKernelProxy(_k8s.KubernetesProcessProxy):  # type: ignore[misc,name
         spec = kernel_manager.kernel_spec
         self._cluster: Cluster | None = None
         self._key: Key | None = None
+        self._record: RecordRef | None = None
         self._ending: Ending | None = None
         self._patience_ends = math.inf
         self._handed_over = False
@@ -69,7 +72,8 @@ class ElasticKernelProxy(_k8s.KubernetesProcessProxy):  # type: ignore[misc,name
         try:
             await self._launch(_client_environment(self.kernel_manager))
         except ElasticKernelsError as error:
-            self.log.error("Kernel %s: %s %s", self.kernel_id, error, error.detail)
+            level = logging.WARNING if error.status < 500 else logging.ERROR
+            self.log.log(level, "Kernel %s: %s %s", self.kernel_id, error, error.detail)
             raise _http_error(error) from error
         except web.HTTPError:
             raise
@@ -82,20 +86,30 @@ class ElasticKernelProxy(_k8s.KubernetesProcessProxy):  # type: ignore[misc,name
         return self
 
     async def _launch(self, environment: Mapping[str, str]) -> None:
-        user = identity.trusted_client(environment)
+        settings = ElasticKernels(parent=self.kernel_manager.parent)
+        user = self._user(settings, environment)
         self._enforce_authorization(env={"KERNEL_USERNAME": user.name})
+        title = self.profile.display_name or self.profile.name
+        if not self.profile.admits(user.name, user.groups):
+            raise NotAllowedError(f"{title!r} is not open to you; its administrator says for whom it is.")
         request = parse_request(environment, self.profile)
         if request.dropped:
             self.log.warning("Kernel %s of %r: the client's %s had no effect", self.kernel_id, user.name, ", ".join(request.dropped))
-        settings = ElasticKernels(parent=self.kernel_manager.parent)
         self._cluster = await shared(settings)
         asked = Record(
             kernel_id=self.kernel_id,
             kernel_name=self.profile.name,
-            user=user,
+            user=user.name,
+            service=user.service,
             namespace=self._cluster.namespace,
             deployment=self._cluster.deployment,
             key=secrets.token_hex(32),
+            token=secrets.token_hex(4),
+            slot="",
+            limit_class=self.profile.limit_class,
+            title=title,
+            notebook=request.notebook,
+            usage=slots.usage(self.profile),
             launch_arguments={"env": dict(environment)},
         )
         self.log.info("Kernel %s: %r starts %r", self.kernel_id, user.name, self.profile.name)
@@ -107,8 +121,11 @@ class ElasticKernelProxy(_k8s.KubernetesProcessProxy):  # type: ignore[misc,name
             pod.Spot(settings.spot_label, settings.spot_taint),
             connect=self._called_back if self.profile.calls_back else ports_answer,
             arguments=self._callback_arguments() if self.profile.calls_back else {},
+            limits=self._limits(settings),
+            id_is_chosen="KERNEL_ID" in environment,
             again=self.kernel_manager.restarting,
         )
+        self._record = started.record
         self._key = started.key
         self.kernel_namespace, self.kernel_pod_name = started.key
         self.container_name = self.assigned_host = self.kernel_pod_name
@@ -117,6 +134,29 @@ class ElasticKernelProxy(_k8s.KubernetesProcessProxy):  # type: ignore[misc,name
         _accept_websockets_at_once(self.kernel_manager)
         self.pid = self.pgid = 0  # those of the container mean nothing here
         self.log.info("Kernel %s of %r runs in the pod %s/%s", self.kernel_id, user.name, *started.key)
+
+    def _user(self, settings: ElasticKernels, environment: Mapping[str, str]) -> User:
+        """Return whose kernel it is: whom the gateway verified, or where it verifies nobody whom the client names."""
+        user: User | None = getattr(self.kernel_manager, "user", None)
+        if user is not None:
+            return user
+        if settings.identity_ways:
+            raise ConfigurationError(
+                f"The identity {settings.identity!r} is set, but nothing verifies it: the gateway's configuration file has to call "
+                "elastic_kernels.gateway.configure(c)."
+            )
+        return identity.trusted_client(environment)
+
+    def _limits(self, settings: ElasticKernels) -> Limits:
+        """Return the limits, Enterprise Gateway's own two among them."""
+        application = getattr(self.kernel_manager.parent, "parent", None)
+        per_user = self.kernel_manager.max_kernels_per_user
+        return Limits(
+            per_class=dict(settings.max_kernels_per_class),
+            per_user=per_user if per_user >= 0 else None,
+            resources=dict(settings.max_resources_per_user),
+            total=getattr(application, "max_kernels", None),
+        )
 
     async def _called_back(self, _record: Record, _ports: int, _address: str) -> dict[str, Any]:
         answer: dict[str, Any] = await self.response_manager.answer(self.kernel_id)
@@ -194,8 +234,8 @@ class ElasticKernelProxy(_k8s.KubernetesProcessProxy):  # type: ignore[misc,name
             return
         if self._ending is not None and (self._handed_over or self._ending.accepted.is_set()):
             return
-        record = None if self.kernel_manager.restarting else names.record_name(self.kernel_id)
-        self._ending = self._cluster.reaper.end(self._key, grace=self.profile.grace_period, patience=patience, record=record)
+        record = None if self.kernel_manager.restarting else self._record
+        self._ending = self._cluster.reaper.end(*self._key, grace=self.profile.grace_period, patience=patience, record=record)
         if self._patience_ends == math.inf or patience == 0:
             self._patience_ends = asyncio.get_running_loop().time() + patience + _END_SECONDS
 

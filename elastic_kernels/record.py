@@ -1,5 +1,6 @@
 """The kernel's record: a Secret that is created before the pod, mounted into it, and outlives it.
 
+It is the slot that its kernel takes of its user's limit: its name can exist once only (see ``slots``).
 It holds the connection files and the launcher that the pod sees, and ``record.json``: what another gateway process needs to
 take the kernel over. It is immutable, so that no kubelet watches it, and it owns the pod.
 
@@ -17,7 +18,6 @@ from importlib import resources
 from typing import Any, Final
 
 from elastic_kernels import names
-from elastic_kernels.identity import User
 
 CONNECTION_FILE: Final = "kernel.json"
 LAUNCHER_FILE: Final = "launcher.py"
@@ -33,19 +33,33 @@ class Record:
     kernel_id: str
     kernel_name: str
     """The kernelspec's, and so the profile's, name."""
-    user: User
+    user: str
+    """The raw name of the user whose kernel it is."""
     namespace: str
     deployment: str
     """The gateway deployment that made it; see settings."""
     key: str
     """The key that signs the kernel's messages."""
+    token: str
+    """A few letters and digits, new for each record: what tells it from a later one of the same name."""
+    slot: str
+    """Which of the user's slots in the limit class it takes."""
+    limit_class: str = "interactive"
+    title: str = ""
+    """What the user knows the kernel by: the profile's display name."""
+    service: str = ""
+    """The service that started it for the user, or empty."""
+    notebook: str = ""
+    """The path of the notebook that it was started for, if the client said so."""
+    usage: Mapping[str, str] = field(default_factory=dict)
+    """What it counts for against the user's sums: cpu, memory and gpu, as quantities."""
     launch_arguments: Mapping[str, Any] = field(default_factory=dict)
     """The client's environment as it was asked for, to start the kernel with again."""
 
     @property
     def name(self) -> str:
         """The Secret's name."""
-        return names.record_name(self.kernel_id)
+        return names.record_name(self.deployment, self.user, self.limit_class, self.slot)
 
 
 def connection(record: Record, ports: int, address: str) -> dict[str, Any]:
@@ -77,7 +91,8 @@ def labels_of(record: Record) -> dict[str, str]:
         names.KERNEL_ID: record.kernel_id,
         names.KERNEL_NAME: names.slug(record.kernel_name, limit=63),
         names.PROFILE: names.slug(record.kernel_name, limit=63),
-        names.USER: record.user.slug,
+        names.USER: names.slug(record.user),
+        names.LIMIT_CLASS: record.limit_class,
         **names.GATEWAY_LABELS,
         names.GATEWAY_KERNEL_ID: record.kernel_id,
     }
@@ -85,7 +100,8 @@ def labels_of(record: Record) -> dict[str, str]:
 
 def annotations_of(record: Record) -> dict[str, str]:
     """Return the annotations that the record and its pods carry: the names as they are."""
-    return {names.USER: record.user.name, names.KERNEL_NAME: record.kernel_name}
+    service = {names.SERVICE: record.service} if record.service else {}
+    return {names.USER: record.user, names.KERNEL_NAME: record.kernel_name, **service}
 
 
 def to_secret(record: Record) -> dict[str, Any]:
@@ -102,7 +118,14 @@ def to_secret(record: Record) -> dict[str, Any]:
             "name": record.name,
             "namespace": record.namespace,
             "labels": labels_of(record),
-            "annotations": annotations_of(record),
+            # all that the limits need to know, so that nobody has to read what is inside
+            "annotations": {
+                **annotations_of(record),
+                names.LAUNCH: record.token,
+                names.TITLE: record.title,
+                names.NOTEBOOK: record.notebook,
+                names.USAGE: json.dumps(dict(record.usage)),
+            },
         },
         "type": "elastic-kernels/record",
         "immutable": True,
@@ -114,7 +137,7 @@ def from_secret(secret: Mapping[str, Any]) -> Record:
     """Return the record that a Secret holds. Raises ValueError if it is no record of ours or a damaged one."""
     try:
         content = json.loads(base64.b64decode(secret["data"][RECORD_FILE]))
-        return Record(**content | {"user": User(**content["user"])})
+        return Record(**content)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the secret {secret.get('metadata', {}).get('name')!r} is not a kernel's record") from error
 

@@ -16,10 +16,11 @@ from typing import Final
 from elastic_kernels.errors import NotAllowedError, RequestError
 from elastic_kernels.profiles import Profile
 
-# Read elsewhere: identity takes the first, Enterprise Gateway itself the second (and checks that it is a UUID);
-# the third and fourth are set by Enterprise Gateway and by clients, and mean nothing here.
-_KNOWN: Final = frozenset({"KERNEL_USERNAME", "KERNEL_ID", "KERNEL_GATEWAY", "KERNEL_PATH"})
+# Read elsewhere: identity takes the first, Enterprise Gateway itself the second; the third and fourth are set by Enterprise
+# Gateway and by clients, and mean nothing here.
+_KNOWN: Final = frozenset({"KERNEL_USERNAME", "KERNEL_ID", "KERNEL_GATEWAY", "KERNEL_PATH", "JPY_SESSION_NAME"})
 MAXIMUM_LENGTH: Final = 32768
+_LONGEST_PATH: Final = 1024
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class KernelRequest:
     """The folder to start in, inside one of the profile's volumes."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that the profile opens to clients."""
+    notebook: str = ""
+    """The notebook that it is for, as Jupyter Server names it in ``JPY_SESSION_NAME``: to tell a user's kernels apart."""
     dropped: tuple[str, ...] = ()
     """Names of variables that the client sent and that had no effect; their values are nobody's business."""
 
@@ -48,7 +51,7 @@ def parse_request(environment: Mapping[str, str], profile: Profile) -> KernelReq
     for name, value in opened.items():
         if not isinstance(value, str) or len(value) > MAXIMUM_LENGTH or "\0" in value:
             raise RequestError(f"The environment variable {name} is not text of at most {MAXIMUM_LENGTH} characters.")
-    timeout = _timeout(wishes.pop("KERNEL_LAUNCH_TIMEOUT", None), profile)
+    timeout = min(launch_timeout(wishes.pop("KERNEL_LAUNCH_TIMEOUT", None)) or math.inf, profile.launch_timeout)
     image = _image(wishes.pop("KERNEL_IMAGE", None), profile) if profile.images else None
     directory = _directory(wishes.pop("KERNEL_WORKING_DIR", None), profile)
     dropped = {name for name in wishes if name not in opened and name not in _KNOWN}
@@ -57,6 +60,7 @@ def parse_request(environment: Mapping[str, str], profile: Profile) -> KernelReq
         timeout=timeout,
         working_directory=directory,
         environment=opened,
+        notebook=_notebook(wishes.get("JPY_SESSION_NAME")),
         dropped=tuple(sorted(dropped)),
     )
 
@@ -70,16 +74,21 @@ def _is_open(name: str, profile: Profile) -> bool:
     return any(name == open_ or (open_.endswith("*") and name.startswith(open_[:-1])) for open_ in profile.client_environment)
 
 
-def _timeout(text: str | None, profile: Profile) -> float:
+def launch_timeout(text: str | None) -> float | None:
+    """Return the seconds that a ``KERNEL_LAUNCH_TIMEOUT`` stands for, None where there is none. Raises RequestError."""
     if text is None:
-        return profile.launch_timeout
+        return None
     try:
         seconds = float(text)
     except (TypeError, ValueError):
         seconds = math.nan
     if not 0 < seconds < math.inf:
         raise RequestError("KERNEL_LAUNCH_TIMEOUT is not a number of seconds above zero.")
-    return min(seconds, profile.launch_timeout)
+    return seconds
+
+
+def _notebook(path: object) -> str:
+    return path if isinstance(path, str) and len(path) <= _LONGEST_PATH and path.isprintable() else ""
 
 
 def _image(image: str | None, profile: Profile) -> str | None:

@@ -116,8 +116,8 @@ async def _cluster(plan: Plan, directory: Path) -> AsyncIterator[tuple[str, str]
 
 
 def _gateway(plan: Plan, directory: Path, kubeconfig: str) -> AbstractAsyncContextManager[Server]:
-    configuration = f"""from elastic_kernels import websockets
-websockets.install()
+    configuration = f"""from elastic_kernels.gateway import configure
+configure(c)
 c.KernelSpecManager.whitelist = {sorted(plan.profiles)!r}
 c.KernelSpecManager.ensure_native_kernel = False
 """
@@ -127,9 +127,6 @@ c.KernelSpecManager.ensure_native_kernel = False
         **_own_environment(directory, "gateway"),
         "JUPYTER_PATH": str(directory / "jupyter"),
         "EG_AUTH_TOKEN": plan.token,
-        "EG_LIST_KERNELS": "True",
-        # the profile decides what a client may set
-        "EG_CLIENT_ENVS": "*",
         "EG_RESPONSE_PORT": str(plan.response_port),
         # there is one user, who may well be root in a container
         "EG_UNAUTHORIZED_USERS": "",

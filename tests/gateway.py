@@ -100,6 +100,9 @@ class Channels:
         return Reply(reply, published)
 
 
+PLUGGED_IN = "from elastic_kernels.gateway import configure\nconfigure(get_config())\n"
+
+
 class Gateway:
     """A running gateway and a client of its REST API."""
 
@@ -159,8 +162,15 @@ def write_kernelspecs(directory: Path, profiles: Mapping[str, Profile], raw: Map
 
 
 @asynccontextmanager
-async def running_gateway(directory: Path, environment: Mapping[str, str], *arguments: str) -> AsyncIterator[Gateway]:
-    """Run a stock gateway whose kernelspecs are in ``directory``; end it, as an operator would, with SIGTERM."""
+async def running_gateway(
+    directory: Path, environment: Mapping[str, str], *arguments: str, configuration: str = ""
+) -> AsyncIterator[Gateway]:
+    """Run a stock gateway whose kernelspecs are in ``directory``; end it, as an operator would, with SIGTERM.
+
+    ``configuration`` is the text of its configuration file, ``PLUGGED_IN`` for one that our plug-in extends.
+    """
+    (directory / "config").mkdir(exist_ok=True)
+    (directory / "config" / "jupyter_enterprise_gateway_config.py").write_text(configuration)
     port = free_port()
     log = directory / "gateway.log"
     own = {
@@ -202,7 +212,7 @@ async def running_gateway(directory: Path, environment: Mapping[str, str], *argu
 async def _answers(gateway: Gateway, process: asyncio.subprocess.Process) -> bool:
     assert process.returncode is None, gateway.log
     try:
-        return (await gateway.request("GET", "/api"))[0] == 200
+        return (await gateway.request("GET", "/api/swagger.json"))[0] == 200
     except aiohttp.ClientConnectionError:
         return False
 

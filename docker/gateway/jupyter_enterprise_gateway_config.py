@@ -1,9 +1,4 @@
 # Read by `jupyter enterprisegateway` at its start; a file of the same name in JUPYTER_CONFIG_DIR comes after it.
-from elastic_kernels import websockets
+from elastic_kernels.gateway import configure
 
-# JupyterLab in Chrome opens each kernel's websocket twice
-websockets.install()
-
-c = get_config()  # noqa: F821
-# profiles decide which of a client's variables reach a kernel
-c.EnterpriseGatewayApp.client_envs = ["*"]
+configure(get_config())  # noqa: F821

@@ -1,6 +1,7 @@
 """The Kubernetes API, as the rest of the gateway sees it. Nothing outside this package talks to it.
 
-``client`` makes requests, ``informer`` keeps a copy of the kernels' pods, ``reaper`` ends pods; a ``Cluster`` holds one of each.
+``client`` makes requests, ``informer`` keeps a copy of what is watched, ``reaper`` ends pods, ``sweeper`` finds what nobody will
+end; a ``Cluster`` holds what one gateway process has of them.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from typing import Final
 from elastic_kernels import names
 from elastic_kernels.cluster.client import Client, Object
 from elastic_kernels.cluster.informer import Informer, Key
-from elastic_kernels.cluster.reaper import Ending, Reaper
+from elastic_kernels.cluster.reaper import Ending, Reaper, RecordRef
+from elastic_kernels.cluster.sweeper import Sweeper
 from elastic_kernels.settings import ElasticKernels, default_namespace
 
-__all__ = ["Client", "Cluster", "Ending", "Informer", "Key", "Object", "Reaper", "shared"]
+__all__ = ["Client", "Cluster", "Ending", "Informer", "Key", "Object", "Reaper", "RecordRef", "shared"]
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +36,14 @@ class Cluster:
         self.namespace = namespace
         """Where the kernels' pods and records live."""
         self.deployment = deployment
-        self.pods = Informer(client, "pods", namespace, selectors={"labelSelector": names.selector(deployment)})
+        selectors = {"labelSelector": names.selector(deployment)}
+        self.pods = Informer(client, "pods", namespace, selectors=selectors)
+        self.records = Informer(client, "secrets", namespace, selectors=selectors, metadata_only=True)
+        """The kernels' records, without what is in them."""
         self.reaper = Reaper(client, self.pods)
         self.unfinished: set[Callable[[], None]] = set()
         """What undoes each launch that is under way."""
-        self._watching: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
     async def open(cls, settings: ElasticKernels) -> Cluster:
@@ -50,7 +55,13 @@ class Cluster:
             retry_time=settings.retry_time,
         )
         cluster = cls(client, settings.namespace or default_namespace(client.context_namespace), settings.deployment)
-        cluster._watching = asyncio.get_running_loop().create_task(cluster.pods.run(), name="watch pods")
+        loop = asyncio.get_running_loop()
+        sweeper = Sweeper(cluster.pods, cluster.records, cluster.reaper)
+        cluster._tasks = [
+            loop.create_task(cluster.pods.run(), name="watch pods"),
+            loop.create_task(cluster.records.run(), name="watch records"),
+            loop.create_task(sweeper.run(), name="sweep"),
+        ]
         log.info("Kernels run in the namespace %r, as the deployment %r", cluster.namespace, cluster.deployment)
         return cluster
 
@@ -62,10 +73,9 @@ class Cluster:
         for give_up in tuple(self.unfinished):
             give_up()
         await self.reaper.close(seconds)
-        if self._watching is not None:
-            self._watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watching
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.client.close()
 
     @asynccontextmanager

@@ -26,6 +26,10 @@ from elastic_kernels.errors import ClusterAwayError, ClusterError, Configuration
 
 Object = dict[str, Any]
 
+_JSON: Final = "application/json"
+# Kubernetes, "API Concepts", "Metadata-only fetches"
+_METADATA_LIST: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+_METADATA: Final = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 _RETRIED: Final = (429, 500, 502, 503, 504)
 _FIRST_WAIT: Final = 0.1
 _LONGEST_WAIT: Final = 5.0
@@ -80,9 +84,13 @@ class Client:
                 return None
             raise
 
-    async def list(self, resource: str, namespace: str | None, **query: str) -> Object:
-        """Return the list object of ``resource``, in all namespaces if ``namespace`` is None. Raises as ``get`` does."""
-        return await self._retry("GET", _path(resource, namespace), query=query)
+    async def list(self, resource: str, namespace: str | None, *, metadata_only: bool = False, **query: str) -> Object:
+        """Return the list object of ``resource``, in all namespaces if ``namespace`` is None. Raises as ``get`` does.
+
+        It is as of now, unless ``resourceVersion`` is asked for. ``metadata_only`` leaves the objects' content at the server.
+        """
+        accept = _METADATA_LIST if metadata_only else _JSON
+        return await self._retry("GET", _path(resource, namespace), query=query, accept=accept)
 
     async def create(self, resource: str, body: Object) -> Object:
         """Create ``body`` and return it as stored.
@@ -135,7 +143,9 @@ class Client:
         return response.decode("utf-8", "replace")
 
     @asynccontextmanager
-    async def watch(self, resource: str, namespace: str | None, **query: str) -> AsyncIterator[AsyncIterator[Object]]:
+    async def watch(
+        self, resource: str, namespace: str | None, *, metadata_only: bool = False, **query: str
+    ) -> AsyncIterator[AsyncIterator[Object]]:
         """Open one watch and yield its events as they arrive: ``{"type": …, "object": …}``, until the server ends it.
 
         The server ends it after ``timeoutSeconds``, which the caller gives; silence for longer than that raises ClusterAwayError,
@@ -145,7 +155,8 @@ class Client:
         timeout = aiohttp.ClientTimeout(total=None, connect=self._request_timeout, sock_read=silence)
         path = _path(resource, namespace)
         try:
-            response = await self._open("GET", path, {**query, "watch": "1", "allowWatchBookmarks": "true"}, None, timeout)
+            query = {**query, "watch": "1", "allowWatchBookmarks": "true"}
+            response = await self._open("GET", path, query, None, timeout, _METADATA if metadata_only else _JSON)
             try:
                 if response.status >= 400:
                     raise _error(response.status, await response.read(), response.headers, f"watch {path}")
@@ -155,8 +166,10 @@ class Client:
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
             raise ClusterAwayError("The Kubernetes API cannot be reached.", detail=f"watch {path}: {error!r}") from error
 
-    async def _retry(self, method: str, path: str, *, query: Mapping[str, str] | None = None, body: Object | None = None) -> Object:
-        return await self._until_answered(lambda: self._request(method, path, query=query, body=body))
+    async def _retry(
+        self, method: str, path: str, *, query: Mapping[str, str] | None = None, body: Object | None = None, accept: str = _JSON
+    ) -> Object:
+        return await self._until_answered(lambda: self._request(method, path, query=query, body=body, accept=accept))
 
     async def _until_answered(self, attempt: Any) -> Object:
         loop = asyncio.get_running_loop()
@@ -176,8 +189,10 @@ class Client:
             await asyncio.sleep(pause)
             wait = min(wait * 2, _LONGEST_WAIT)
 
-    async def _request(self, method: str, path: str, *, query: Mapping[str, str] | None = None, body: Object | None = None) -> Object:
-        content = await self._send(method, path, query, body)
+    async def _request(
+        self, method: str, path: str, *, query: Mapping[str, str] | None = None, body: Object | None = None, accept: str = _JSON
+    ) -> Object:
+        content = await self._send(method, path, query, body, accept)
         try:
             answer = json.loads(content)
         except ValueError as error:
@@ -186,10 +201,10 @@ class Client:
             raise ClusterAwayError("The Kubernetes API's answer cannot be read.", detail=f"{method} {path}: {content[:200]!r}")
         return answer
 
-    async def _send(self, method: str, path: str, query: Mapping[str, str] | None, body: Object | None) -> bytes:
+    async def _send(self, method: str, path: str, query: Mapping[str, str] | None, body: Object | None, accept: str = _JSON) -> bytes:
         timeout = aiohttp.ClientTimeout(total=self._request_timeout)
         try:
-            response = await self._open(method, path, query, body, timeout)
+            response = await self._open(method, path, query, body, timeout, accept)
             content = await response.read()
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
             raise ClusterAwayError("The Kubernetes API cannot be reached.", detail=f"{method} {path}: {error!r}") from error
@@ -198,9 +213,9 @@ class Client:
         return bytes(content)
 
     async def _open(
-        self, method: str, path: str, query: Mapping[str, str] | None, body: Object | None, timeout: aiohttp.ClientTimeout
+        self, method: str, path: str, query: Mapping[str, str] | None, body: Object | None, timeout: aiohttp.ClientTimeout, accept: str
     ) -> aiohttp.ClientResponse:
-        headers = {"Accept": "application/json", "Content-Type": "application/json"}
+        headers = {"Accept": accept, "Content-Type": "application/json"}
         # the client library holds the identity: certificates, and tokens that it renews
         await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
         url = f"{self._api.configuration.host}{path}" + (f"?{urlencode(query)}" if query else "")

@@ -36,16 +36,21 @@ class Informer:
         namespace: str | None,
         *,
         selectors: Mapping[str, str],
+        metadata_only: bool = False,
         on_change: Callable[[], None] | None = None,
     ) -> None:
-        """``selectors`` are ``labelSelector`` and ``fieldSelector``; ``on_change`` is called after any change, and must not block."""
+        """``selectors`` are ``labelSelector`` and ``fieldSelector``; ``on_change`` is called after any change, and must not block.
+
+        With ``metadata_only`` the copy holds nothing else of the objects.
+        """
         self.stale_since: float | None = None
         """The loop's time since which the copy has not been kept up, None while it is."""
         self._client = client
         self._resource = resource
         self._namespace = namespace
         self._selectors = dict(selectors)
-        self._on_change = on_change
+        self._metadata_only = metadata_only
+        self._observers: set[Callable[[], None]] = {on_change} if on_change else set()
         self._pause = _FIRST_WAIT
         self._objects: dict[Key, Object] = {}
         self._listeners: dict[Key, set[Callable[[Object | None], None]]] = {}
@@ -80,6 +85,14 @@ class Informer:
         if not listeners:
             self._listeners.pop(key, None)
 
+    def observe(self, observer: Callable[[], None]) -> None:
+        """Have ``observer`` called after any change. It must not block."""
+        self._observers.add(observer)
+
+    def unobserve(self, observer: Callable[[], None]) -> None:
+        """End what ``observe`` began."""
+        self._observers.discard(observer)
+
     async def run(self) -> None:
         """Keep the copy up until cancelled. Never raises for what the cluster does."""
         while True:
@@ -107,7 +120,7 @@ class Informer:
             self._pause = min(self._pause * 2, _LONGEST_WAIT)
 
     async def _list(self) -> None:
-        answer = await self._client.list(self._resource, self._namespace, **self._selectors)
+        answer = await self._client.list(self._resource, self._namespace, metadata_only=self._metadata_only, **self._selectors)
         objects = {_key(item): item for item in answer.get("items") or ()}
         gone = self._objects.keys() - objects.keys()
         changed = [key for key, item in objects.items() if _version(self._objects.get(key)) != _version(item)]
@@ -120,7 +133,7 @@ class Informer:
 
     async def _watch(self) -> None:
         query = {**self._selectors, "resourceVersion": self._version, "timeoutSeconds": str(WATCH_SECONDS)}
-        async with self._client.watch(self._resource, self._namespace, **query) as events:
+        async with self._client.watch(self._resource, self._namespace, metadata_only=self._metadata_only, **query) as events:
             self.stale_since = None
             self._pause = _FIRST_WAIT
             async for event in events:
@@ -144,8 +157,8 @@ class Informer:
     def _tell(self, key: Key) -> None:
         for listener in tuple(self._listeners.get(key, ())):
             listener(self._objects.get(key))
-        if self._on_change is not None:
-            self._on_change()
+        for observer in tuple(self._observers):
+            observer()
 
 
 class _GoneError(Exception):

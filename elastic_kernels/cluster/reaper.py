@@ -12,7 +12,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import Final
 
-from elastic_kernels import status
+from elastic_kernels import names, status
 from elastic_kernels.cluster.client import Client
 from elastic_kernels.cluster.informer import Informer, Key
 from elastic_kernels.errors import ClusterAwayError, ClusterError
@@ -24,20 +24,36 @@ _MARGIN: Final = 15.0
 _PAUSE: Final = 5.0
 
 
+@dataclass(frozen=True)
+class RecordRef:
+    """Which record: names are slots, and another kernel's record may have this one's name by the time it is deleted."""
+
+    name: str
+    token: str
+    """The record's own token."""
+    uid: str | None = None
+    """Its uid, or None where the answer to its creation never came."""
+
+
 @dataclass
 class Ending:
-    """One pod's way out; whoever began it may look at it and hurry it, and nobody has to."""
+    """One kernel's way out; whoever began it may look at it and hurry it, and nobody has to."""
 
-    key: Key
+    namespace: str
+    pod: str | None
+    """The pod's name, or None where there is none."""
     grace: int
     """Seconds that the container has between SIGTERM and SIGKILL."""
     patience: float = 0.0
     """Seconds to wait for the pod to end by itself before it is deleted."""
-    record: str | None = None
-    """The name of the record that goes with the pod, or None if it stays."""
+    record: RecordRef | None = None
+    """The record that goes with the pod, or None if it stays."""
     accepted: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once the API server has taken the deletion of all that is to go (or has nothing of it)."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __str__(self) -> str:
+        return "/".join((self.namespace, self.pod or (self.record.name if self.record else "")))
 
 
 class Reaper:
@@ -49,12 +65,16 @@ class Reaper:
         self._endings: dict[Key, Ending] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def end(self, key: Key, *, grace: int, patience: float = 0.0, record: str | None = None) -> Ending:
-        """Have the pod of ``key`` deleted, with its record if one is named; return at once. Repeated calls only hurry it."""
+    def end(self, namespace: str, pod: str | None, *, grace: int, patience: float = 0.0, record: RecordRef | None = None) -> Ending:
+        """Have the pod deleted, with its record if one is named, or a record that has no pod; return at once.
+
+        Repeated calls only hurry it.
+        """
+        key = (namespace, pod or f"record/{record.token if record else ''}")
         ending = self._endings.get(key)
         if ending is None:
-            ending = self._endings[key] = Ending(key, grace, patience, record)
-            task = asyncio.get_running_loop().create_task(self._carry_out(ending), name=f"end {'/'.join(key)}")
+            ending = self._endings[key] = Ending(namespace, pod, grace, patience, record)
+            task = asyncio.get_running_loop().create_task(self._carry_out(key, ending), name=f"end {ending}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             return ending
@@ -82,41 +102,41 @@ class Reaper:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _carry_out(self, ending: Ending) -> None:
+    async def _carry_out(self, key: Key, ending: Ending) -> None:
         def wake(_: object) -> None:
             ending.changed.set()
 
-        self._pods.listen(ending.key, wake)
+        self._pods.listen(key, wake)
         try:
-            await self._wait_for_its_end(ending)
-            while not await self._is_gone(ending):
+            await self._wait_for_its_end(key, ending)
+            while not await self._is_gone(key, ending):
                 pass
         finally:
-            self._pods.forget(ending.key, wake)
-            del self._endings[ending.key]
-        log.debug("The pod %s is gone", "/".join(ending.key))
+            self._pods.forget(key, wake)
+            del self._endings[key]
+        log.debug("%s is gone", ending)
 
-    async def _wait_for_its_end(self, ending: Ending) -> None:
+    async def _wait_for_its_end(self, key: Key, ending: Ending) -> None:
         """Give the kernel, which was asked to shut down, the time to do it."""
         loop = asyncio.get_running_loop()
         begin = loop.time()
         while (left := begin + ending.patience - loop.time()) > 0:
-            pod = self._pods.get(ending.key)
+            pod = self._pods.get(key)
             if pod is None or status.has_ended(pod):
                 return
             await _change(ending, left)
 
-    async def _is_gone(self, ending: Ending) -> bool:
+    async def _is_gone(self, key: Key, ending: Ending) -> bool:
         """Ask for the deletion once, then wait until there is nothing left or it is time to ask again."""
         loop = asyncio.get_running_loop()
         grace = ending.grace
-        seen = self._pods.get(ending.key) is not None
+        seen = self._pods.get(key) is not None
         try:
-            exists = await self._client.delete("pods", *ending.key, grace=grace)
+            exists = ending.pod is not None and await self._client.delete("pods", ending.namespace, ending.pod, grace=grace)
             if ending.record is not None:
-                await self._client.delete("secrets", ending.key[0], ending.record)
+                await self._delete_record(ending.namespace, ending.record)
         except (ClusterError, ClusterAwayError) as error:
-            log.warning("Deleting the pod %s: %s (%s); trying again", "/".join(ending.key), error, error.detail)
+            log.warning("Deleting %s: %s (%s); trying again", ending, error, error.detail)
             await _change(ending, _PAUSE)
             return False
         ending.accepted.set()
@@ -126,7 +146,7 @@ class Reaper:
         while (left := deadline - loop.time()) > 0:
             if not ending.accepted.is_set():
                 return False
-            is_there = self._pods.get(ending.key) is not None
+            is_there = self._pods.get(key) is not None
             if seen and not is_there and self._pods.is_fresh:
                 return True
             seen = seen or is_there
@@ -134,6 +154,15 @@ class Reaper:
         # its node does not answer: take it from the API, as 'kubectl delete --force' does
         ending.grace = 0
         return False
+
+    async def _delete_record(self, namespace: str, record: RecordRef) -> None:
+        uid = record.uid
+        if uid is None:
+            found = await self._client.get("secrets", namespace, record.name)
+            if found is None or (found["metadata"].get("annotations") or {}).get(names.LAUNCH) != record.token:
+                return
+            uid = found["metadata"]["uid"]
+        await self._client.delete("secrets", namespace, record.name, uid=uid)
 
 
 async def _change(ending: Ending, seconds: float) -> None:

@@ -73,6 +73,8 @@ class Api:
         space = namespace or ""
         if verb == "list":
             items = self._store.list(resource, namespace, _selection(request))
+            if _wants_metadata(request):
+                items = [_metadata_of(item) for item in items]
             return _list(resource, items, self._store.version), 200
         if verb == "create":
             return self._store.create(resource, space, _checked(resource, body)), 201
@@ -139,7 +141,10 @@ class Api:
                     getting.cancel()
                     _cut(request)
                 if getting in done:
-                    await _send(response, getting.result())
+                    event = getting.result()
+                    if event is not None and _wants_metadata(request):
+                        event = {**event, "object": _metadata_of(event["object"])}
+                    await _send(response, event)
                     continue
                 getting.cancel()
                 if request.query.get("allowWatchBookmarks"):
@@ -256,6 +261,14 @@ def _json_patch(item: Object, operations: Any) -> Object:
 def _delete_options(request: web.Request) -> Object:
     grace = request.query.get("gracePeriodSeconds")
     return {"gracePeriodSeconds": int(grace)} if grace is not None else {}
+
+
+def _wants_metadata(request: web.Request) -> bool:
+    return "as=PartialObjectMetadata" in request.headers.get("Accept", "")
+
+
+def _metadata_of(item: Object) -> Object:
+    return {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": item["metadata"]}
 
 
 def _list(resource: str, items: list[Object], version: int) -> Object:

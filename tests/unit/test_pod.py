@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elastic_kernels.errors import ElasticKernelsError
-from elastic_kernels.identity import User
 from elastic_kernels.pod import Launch, Spot, build_pod
 from elastic_kernels.profiles import Profile, parse_profile
 from elastic_kernels.record import Record
 from elastic_kernels.request import KernelRequest, parse_request
 
 KERNEL_ID = "9c4f2b1e-7d0a-4c56-8f3e-2a1b0c9d8e7f"
+RECORD_NAME = "kernel.blue.ana-example-com--8e43ca37.interactive.1"
 SPOT = Spot(label="elastic-kernels/capacity=spot", taint="elastic-kernels/capacity=spot:NoSchedule")
 LAUNCH = Launch(token="a1b2c3", ports=1, record_uid="uid-of-the-record")
 
@@ -24,7 +24,16 @@ def profile(**fields: Any) -> Profile:
 
 
 def record(user: str = "ana@example.com") -> Record:
-    return Record(kernel_id=KERNEL_ID, kernel_name="python-small", user=User(user), namespace="kernels", deployment="blue", key="secret")
+    return Record(
+        kernel_id=KERNEL_ID,
+        kernel_name="python-small",
+        user=user,
+        namespace="kernels",
+        deployment="blue",
+        key="secret",
+        token="d4e5f6",
+        slot="1",
+    )
 
 
 def build(request: KernelRequest | None = None, launch: Launch = LAUNCH, **fields: Any) -> dict[str, Any]:
@@ -44,6 +53,7 @@ def test_the_least_profile() -> None:
                 "elastic-kernels/deployment": "blue",
                 "elastic-kernels/kernel-id": KERNEL_ID,
                 "elastic-kernels/kernel-name": "python-small",
+                "elastic-kernels/limit-class": "interactive",
                 "elastic-kernels/profile": "python-small",
                 "elastic-kernels/user": "ana-example-com--8e43ca37",
                 "app": "enterprise-gateway",
@@ -57,7 +67,7 @@ def test_the_least_profile() -> None:
                 "elastic-kernels/launch": "a1b2c3",
                 "elastic-kernels/ports": "1",
             },
-            "ownerReferences": [{"apiVersion": "v1", "kind": "Secret", "name": f"kernel-{KERNEL_ID}", "uid": "uid-of-the-record"}],
+            "ownerReferences": [{"apiVersion": "v1", "kind": "Secret", "name": RECORD_NAME, "uid": "uid-of-the-record"}],
         },
         "spec": {
             "restartPolicy": "Never",
@@ -95,7 +105,7 @@ def test_the_least_profile() -> None:
                 {
                     "name": "record",
                     "secret": {
-                        "secretName": f"kernel-{KERNEL_ID}",
+                        "secretName": RECORD_NAME,
                         "items": [{"key": "kernel-1.json", "path": "kernel.json"}, {"key": "launcher.py", "path": "launcher.py"}],
                         "defaultMode": 0o440,
                     },

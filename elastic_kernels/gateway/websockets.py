@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from enterprise_gateway.enterprisegatewayapp import EnterpriseGatewayApp
 from jupyter_server.services.kernels.handlers import ZMQChannelsHandler
 from tornado import web
 
@@ -64,23 +63,3 @@ class PromptChannels(ZMQChannelsHandler):  # type: ignore[misc]
             super().on_close()
         elif not self._close_future.done():
             self._close_future.set_result(None)
-
-
-def extended(handlers: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """Return an application's handlers with that of kernels' websockets extended."""
-    return [
-        (path, type(handler.__name__, (PromptChannels, handler), {}), *rest)
-        if isinstance(handler, type) and issubclass(handler, ZMQChannelsHandler)
-        else (path, handler, *rest)
-        for path, handler, *rest in handlers
-    ]
-
-
-def install() -> None:
-    """Have the stock application create its handlers extended: one line in its configuration file."""
-    stock = EnterpriseGatewayApp._create_request_handlers
-
-    def create(application: Any) -> list[tuple[Any, ...]]:
-        return extended(stock(application))
-
-    EnterpriseGatewayApp._create_request_handlers = create

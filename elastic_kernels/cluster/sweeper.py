@@ -1,0 +1,55 @@
+"""What nobody will end: records that a gateway left behind when it was killed between a record and its pod.
+
+Every gateway looks, at its own copies and without a request, and deletes what has been without a pod for a while. That is safe
+in whatever the others do: a pod that is created after all has an owner that is gone, so that the cluster deletes it at once, and
+a restart that finds no record takes a slot as a new kernel does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+from elastic_kernels import names
+from elastic_kernels.cluster.informer import Informer
+from elastic_kernels.cluster.reaper import Reaper, RecordRef
+
+log = logging.getLogger(__name__)
+
+# A gateway creates the pod right after the record; what takes this long is not being created.
+ORPHANED_AFTER: Final = 30.0
+_INTERVAL: Final = 2.0
+
+
+class Sweeper:
+    """Belongs to one event loop."""
+
+    def __init__(self, pods: Informer, records: Informer, reaper: Reaper) -> None:
+        self._pods = pods
+        self._records = records
+        self._reaper = reaper
+        self._alone_since: dict[str, float] = {}
+
+    async def run(self) -> None:
+        """Look, again and again, until cancelled."""
+        while True:
+            await asyncio.sleep(_INTERVAL)
+            self.sweep(asyncio.get_running_loop().time())
+
+    def sweep(self, now: float) -> None:
+        """Have the records deleted that, at the time ``now`` of the loop, have been without a pod for long enough."""
+        if not (self._pods.is_fresh and self._records.is_fresh):
+            # what is not there may merely not be seen
+            self._alone_since.clear()
+            return
+        with_pod = {pod["metadata"]["labels"].get(names.KERNEL_ID) for pod in self._pods.objects()}
+        alone = [
+            record["metadata"] for record in self._records.objects() if record["metadata"]["labels"].get(names.KERNEL_ID) not in with_pod
+        ]
+        since = {record["uid"]: self._alone_since.get(record["uid"], now) for record in alone}
+        for record in alone:
+            if now - since[record["uid"]] >= ORPHANED_AFTER:
+                log.warning("The record %s has no pod; nobody starts it any more, and it is deleted", record["name"])
+                self._reaper.end(record["namespace"], None, grace=0, record=RecordRef(record["name"], record["uid"], record["uid"]))
+        self._alone_since = since

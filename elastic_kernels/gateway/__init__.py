@@ -1,0 +1,90 @@
+"""The gateway with verified users: Enterprise Gateway, extended, and not forked.
+
+It plugs in twice. In the configuration file of a stock ``jupyter enterprisegateway``::
+
+    from elastic_kernels.gateway import configure
+    configure(get_config())
+
+and as an application of ours, ``elastic-kernels gateway``, which takes the same configuration and command line.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from enterprise_gateway.enterprisegatewayapp import EnterpriseGatewayApp
+
+from elastic_kernels.errors import ConfigurationError
+from elastic_kernels.gateway import audit, handlers
+from elastic_kernels.gateway.managers import ElasticMappingKernelManager
+from elastic_kernels.identity.verifier import Verifier
+from elastic_kernels.settings import ElasticKernels
+
+
+class ElasticGatewayApp(EnterpriseGatewayApp):  # type: ignore[misc]
+    """Enterprise Gateway with our managers and our handlers. It has its name, its configuration file and its settings."""
+
+    # no traits: a running stock application can become one of these (see configure)
+
+    def init_configurables(self) -> None:
+        """Called once the configuration is read. A setting of ours that is wrong ends the program with one sentence."""
+        try:
+            settings = ElasticKernels(parent=self)
+            self._verifier = Verifier(settings) if settings.identity_ways else None
+            if settings.audit_file:
+                audit.to_file(settings.audit_file)
+        except ConfigurationError as error:
+            self.log.critical("%s", error)
+            self.exit(1)
+        super().init_configurables()
+
+    def _create_request_handlers(self) -> list[tuple[Any, ...]]:
+        return handlers.extended(super()._create_request_handlers())
+
+    def init_webapp(self) -> None:
+        """Called after ``init_configurables``."""
+        super().init_webapp()
+        self.web_app.settings[handlers.VERIFIER] = self._verifier
+        if self._verifier is None:
+            self.log.warning(
+                "No user is verified (the setting identity is trust-client): anybody who reaches this gateway can be anybody, and use "
+                "everybody's kernels. That is for one person, or for a migration."
+            )
+        elif self._verifier.takes_tokens and self.web_app.settings["eg_auth_token"]:
+            self.log.warning("EG_AUTH_TOKEN has no effect: the Authorization header says who the user is.")
+            self.web_app.settings["eg_auth_token"] = ""
+
+    def shutdown(self) -> None:
+        """Called when the event loop has stopped."""
+        super().shutdown()
+        if self._verifier is not None:
+            self.io_loop.run_sync(self._verifier.close)
+
+
+def configure(config: Any) -> None:
+    """Have the stock application that is reading its configuration file (``get_config()``) verify users.
+
+    Sets defaults that the file may change afterwards. Called again when the file is read again, which changes nothing.
+    """
+    application = EnterpriseGatewayApp.instance()
+    if not isinstance(application, ElasticGatewayApp):
+        application.__class__ = ElasticGatewayApp
+    config.EnterpriseGatewayApp.kernel_manager_class = ElasticMappingKernelManager
+    # profiles decide which of a client's variables reach a kernel
+    config.EnterpriseGatewayApp.client_envs = ["*"]
+    # a list holds nothing but the caller's own
+    config.EnterpriseGatewayApp.list_kernels = True
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the gateway until it is told to end; ``arguments`` are Enterprise Gateway's own."""
+    from traitlets.config import Config
+
+    application = ElasticGatewayApp.instance()
+    defaults = Config()
+    configure(defaults)
+    application.update_config(defaults)
+    application.initialize(list(sys.argv[1:] if arguments is None else arguments))
+    application.start()
