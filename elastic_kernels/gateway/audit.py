@@ -1,9 +1,9 @@
 """The audit: one JSON object a line, saying who did what, to which kernel, when, and how it came out.
 
-Keys: ``time`` (ISO 8601, UTC), ``event`` (``start``, ``restart``, ``interrupt``, ``stop``, ``connect``, ``session`` or
-``request``: what somebody asked for; ``end``: a kernel's end, for whatever reason), ``outcome`` (``ok``, ``refused``, ``failed``), ``caller`` (the verified sender, null where nobody is verified),
-``user`` (whose kernel it is), ``service`` (through which it acts), ``kernel``, ``profile``, ``status`` (of the HTTP answer), and
-``message`` where it did not come out well. Values of tokens, keys and variables are never among them.
+Keys: ``time`` (ISO 8601, UTC), ``event`` (what somebody asked for: ``start``, ``restart``, ``interrupt``, ``stop``, ``connect``,
+``session``, ``request``; or ``end``, a kernel's end for whatever reason), ``outcome`` (``ok``, ``refused``, ``failed``), ``caller``
+(the verified sender), ``user`` (whose kernel it is), ``service`` (through which it acts), ``kernel``, ``profile``, ``path`` and
+``status`` of the request, and ``message`` where it did not come out well. Tokens, keys and values of variables are never among them.
 """
 
 from __future__ import annotations

@@ -161,7 +161,7 @@ async def test_without_an_env_nothing_of_the_gateways_own_reaches_the_kernel(gat
 async def test_labels_and_annotations_say_whose_and_what(backend: Backend, gateway: Gateway) -> None:
     kernel = await gateway.start("small", KERNEL_USERNAME="Ana Müller <ana@example.com>")
     (pod,), records = await backend.pods(kernel), await backend.records()
-    (record,) = [item for item in records if kernel in item["metadata"]["name"]]
+    (record,) = [item for item in records if item["metadata"]["labels"]["elastic-kernels/kernel-id"] == kernel]
     for metadata in (pod["metadata"], record["metadata"]):
         assert metadata["annotations"]["elastic-kernels/user"] == "Ana Müller <ana@example.com>"
         assert metadata["labels"]["elastic-kernels/user"].startswith("ana-m-ller-ana-example-com--")

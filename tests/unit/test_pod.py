@@ -1,6 +1,7 @@
 """The whole manifest, field by field: what a profile says, what is safe by default, and nothing of what a client injects."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -277,8 +278,9 @@ def test_hostile_user_names_are_data(name: str) -> None:
     pod = build_pod(profile(), record(name), KernelRequest(image="example/kernel:1", timeout=1), LAUNCH, SPOT)
     ordinary = build()
     assert pod["metadata"]["annotations"]["elastic-kernels/user"] == name
+    assert re.fullmatch(r"kernel\.blue\.[a-z0-9-]{1,40}\.interactive\.1", record(name).name)
     text, expected = json.dumps(pod["spec"]["volumes"]), json.dumps(ordinary["spec"]["volumes"])
-    assert text == expected
+    assert text == expected.replace(RECORD_NAME, record(name).name)
 
 
 @pytest.mark.parametrize(
