@@ -1,4 +1,4 @@
-"""The command line: ``elastic-kernels up | profiles | kernelspecs``. Errors are one plain sentence on stderr."""
+"""The command line: ``elastic-kernels up | gateway | services | profiles | kernelspecs``. Errors are one plain sentence on stderr."""
 
 from __future__ import annotations
 
@@ -23,7 +23,12 @@ MISUSED: Final = 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 for what is wrong or went wrong, 2 for what cannot be begun."""
-    parsed = _parser().parse_args(arguments)
+    parser = _parser()
+    parsed, others = parser.parse_known_args(arguments)
+    if parsed.run is _gateway:
+        parsed.options = others
+    elif others:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
     try:
         code = int(parsed.run(parsed))
         sys.stdout.flush()
@@ -72,6 +77,15 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--notebooks", type=Path, default=Path(), metavar="DIR", help="JupyterLab's folder (default: the current one)")
     up.set_defaults(run=_up)
 
+    # what follows is Enterprise Gateway's own, --help among it
+    gateway = commands.add_parser("gateway", help="run Enterprise Gateway with verified users, and its own options", add_help=False)
+    gateway.set_defaults(run=_gateway)
+
+    services = commands.add_parser("services", help="tokens of programs that act for users").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    services.add_parser("token", help="print a new token, and what to write into the file of services").set_defaults(run=_token)
+
     profiles = commands.add_parser("profiles", help="check a file of profiles").add_subparsers(required=True, metavar="COMMAND")
     check = profiles.add_parser("check", help="print a line for each profile, or every mistake with its path and value")
     check.add_argument("file", type=Path, metavar="FILE")
@@ -110,6 +124,27 @@ def _up(arguments: argparse.Namespace) -> int:
         notebooks=arguments.notebooks,
     )
     asyncio.run(up(options, lambda line: print(line, flush=True)))
+    return OK
+
+
+def _gateway(arguments: argparse.Namespace) -> int:
+    try:
+        from elastic_kernels.gateway import main as run
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("enterprise_gateway"):
+            raise
+        raise ConfigurationError(
+            "There is no Jupyter Enterprise Gateway beside this library: pip install 'elastic-kernels[gateway]'."
+        ) from None
+    run(arguments.options)
+    return OK
+
+
+def _token(_arguments: argparse.Namespace) -> int:
+    from elastic_kernels.identity.service import new_token
+
+    token, digest = new_token()
+    print(f"the token, for the service alone:  {token}\nin the file of services:           {digest}")
     return OK
 
 

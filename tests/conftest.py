@@ -59,10 +59,11 @@ async def gateway_on(
     profiles: Mapping[str, Profile],
     raw: Mapping[str, Mapping[str, Any]] | None = None,
     environment: Mapping[str, str] | None = None,
+    configuration: str = "",
 ) -> AsyncIterator[Gateway]:
     """Run a gateway with these kernelspecs on this cluster; afterwards, and after its SIGTERM, nothing of its kernels may be left."""
     write_kernelspecs(directory, profiles, raw)
-    async with running_gateway(directory, {**backend.environment, **(environment or {})}) as gateway:
+    async with running_gateway(directory, {**backend.environment, **(environment or {})}, configuration=configuration) as gateway:
         yield gateway
     try:
         await until(backend.is_empty, "the last kernel's pod and record to go")

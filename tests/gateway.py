@@ -108,6 +108,7 @@ class Gateway:
 
     def __init__(self, address: str, client: aiohttp.ClientSession, log: Path) -> None:
         self.address = address
+        self.directory = log.parent
         self._client = client
         self._log = log
 
@@ -115,9 +116,9 @@ class Gateway:
     def log(self) -> str:
         return self._log.read_text(errors="replace")
 
-    async def request(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    async def request(self, method: str, path: str, body: Any = None, *, headers: Mapping[str, str] | None = None) -> tuple[int, Any]:
         """Return status and JSON body of an answer (None for an empty one)."""
-        async with self._client.request(method, self.address + path, json=body) as response:
+        async with self._client.request(method, self.address + path, json=body, headers=headers) as response:
             text = await response.text()
             return response.status, json.loads(text) if text else None
 
@@ -139,9 +140,9 @@ class Gateway:
         assert status == 204, body
 
     @asynccontextmanager
-    async def channels(self, kernel_id: str) -> AsyncIterator[Channels]:
+    async def channels(self, kernel_id: str, *, headers: Mapping[str, str] | None = None) -> AsyncIterator[Channels]:
         url = f"{self.address}/api/kernels/{kernel_id}/channels?session_id={uuid.uuid4().hex}"
-        async with self._client.ws_connect(url, max_msg_size=0) as websocket:
+        async with self._client.ws_connect(url, max_msg_size=0, headers=headers) as websocket:
             yield Channels(websocket)
 
     async def run(self, kernel_id: str, code: str) -> str:

@@ -277,6 +277,12 @@ def _is_open(name: str, spec: dict[str, Any], caller: Caller) -> bool:
     return profile.admits("", caller.groups) or any(profile.admits(user, caller.groups) for user in people)
 
 
+class Description(Verified):
+    """The API's own description, which is for everybody; the stock handler fails where only its headers are asked for."""
+
+    SUPPORTED_METHODS = ("GET", "OPTIONS")
+
+
 EXTENSIONS: Final[dict[str, type[Verified]]] = {
     "MainKernelHandler": Kernels,
     "KernelActionHandler": KernelAction,
@@ -286,6 +292,8 @@ EXTENSIONS: Final[dict[str, type[Verified]]] = {
     "MainKernelSpecHandler": KernelSpecs,
     "KernelSpecHandler": KernelSpecs,
     "KernelSpecResourceHandler": KernelSpecs,
+    "SpecJsonHandler": Description,
+    "APIYamlHandler": Description,
 }
 """By the names that the handlers have in Enterprise Gateway and Jupyter Server."""
 

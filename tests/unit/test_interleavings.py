@@ -262,6 +262,9 @@ async def _until_quiet(world: World) -> None:
             if gateway.lives:
                 gateway.sweeper.sweep(asyncio.get_running_loop().time())
     world.check()
+    # nobody's records have gone, and so has what was without one
+    kernels = [{item["metadata"]["labels"][names.KERNEL_ID] for item in world.store.list(kind, NAMESPACE)} for kind in ("secrets", "pods")]
+    assert kernels[0] == kernels[1]
 
 
 async def _every_slot_can_be_had(world: World, users: tuple[str, ...], classes: tuple[str, ...]) -> None:
