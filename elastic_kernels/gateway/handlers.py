@@ -163,6 +163,9 @@ class Kernels(Verified):
         if path is not None and not isinstance(path, str):
             raise web.HTTPError(400, "The request's path is not text.")
         self.audited["profile"] = model.get("name") if isinstance(model.get("name"), str) else None
+        most = self.settings.get("eg_max_kernels")
+        if most is not None and not kernels.is_elastic(model.get("name")) and len(kernels.list_kernel_ids()) >= most:
+            raise web.HTTPError(403, f"This gateway runs {most} kernels at most, and as many run now; shut one down to start another.")
         user = None
         if self.caller is not None:
             user = self._user(self.caller, sent)

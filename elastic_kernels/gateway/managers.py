@@ -13,7 +13,7 @@ from enterprise_gateway.services.kernels.remotemanager import (
     get_process_proxy_config,
     import_item,
 )
-from jupyter_client.kernelspec import NoSuchKernel
+from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, NoSuchKernel
 from tornado import web
 
 from elastic_kernels import identity
@@ -56,7 +56,7 @@ class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[m
             raise web.HTTPError(error.status, str(error)) from error
         kwargs |= {"kernel_name": name, "env": environment, "user": user}
         try:
-            if self._is_elastic(name):
+            if self.is_elastic(name):
                 # the limits are the cluster's: those that Enterprise Gateway counts in its memory are not asked as well
                 kernel_id: str = await super(RemoteMappingKernelManager, self).start_kernel(*args, **kwargs)
                 kwargs.pop("user")
@@ -91,11 +91,12 @@ class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[m
             self.log.info("Kernel %s of %r has ended", kernel_id, user.name)
             audit.write("end", "ok", user=user.name, service=user.service, kernel=kernel_id, profile=manager.kernel_name)
 
-    def _is_elastic(self, name: str) -> bool:
-        proxy = get_process_proxy_config(self.kernel_spec_manager.get_kernel_spec(name))
+    def is_elastic(self, name: Any) -> bool:
+        """Tell whether the kernel of this name is one of ours, whose limits the cluster knows."""
         try:
+            proxy = get_process_proxy_config(self.kernel_spec_manager.get_kernel_spec(name))
             return issubclass(import_item(proxy["class_name"]), ElasticKernelProxy)
-        except (ImportError, KeyError, TypeError):
+        except (ImportError, KeyError, TypeError, ValueError, OSError):
             return False
 
     def _checked_kernel_name(self, name: Any) -> str:
@@ -103,11 +104,13 @@ class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[m
             name = self.default_kernel_name
         if not isinstance(name, str):
             raise RequestError("The kernel's name is not text.")
+        if name == "python":  # Jupyter's own name for the kernel on this machine
+            name = NATIVE_KERNEL_NAME
         try:
             self.kernel_spec_manager.get_kernel_spec(name)
         except (NoSuchKernel, ValueError, OSError):
             raise NotFoundError(f"There is no kernel named {name!r}; GET /api/kernelspecs lists those that there are.") from None
-        return name
+        return str(name)
 
     def _checked_environment(self, sent: Any, user: User | None) -> dict[str, str]:
         """Return the client's variables, with the user's verified name among them."""
