@@ -53,12 +53,12 @@ def slug(text: str, limit: int = 40) -> str:
     return f"{stem or 'x'}--{digest}"
 
 
-def record_name(deployment: str, user: str, limit_class: str, slot: str) -> str:
-    """Return the name of the record that takes a slot: of all records of a user and limit class, one at most can have it.
+def record_name(deployment: str, user: str, pool: str, slot: str) -> str:
+    """Return the name of the record that takes a slot of a pool of a user's: one at most of all records can have it.
 
     None of the parts can hold a dot, so that no two of them can be mistaken for another two.
     """
-    return ".".join(("kernel", deployment, slug(user), limit_class, slot))
+    return ".".join(("kernel", deployment, slug(user), pool, slot))
 
 
 def pod_name(user: str, kernel_id: str, launch: str) -> str:

@@ -43,8 +43,10 @@ class Record:
     token: str
     """A few letters and digits, new for each record: what tells it from a later one of the same name."""
     slot: str
-    """Which of the user's slots in the limit class it takes."""
+    """Which of the user's slots it takes."""
     limit_class: str = "interactive"
+    pool: str = ""
+    """What the slot is one of, if not of the limit class; see ``slots``."""
     title: str = ""
     """What the user knows the kernel by: the profile's display name."""
     service: str = ""
@@ -59,7 +61,7 @@ class Record:
     @property
     def name(self) -> str:
         """The Secret's name."""
-        return names.record_name(self.deployment, self.user, self.limit_class, self.slot)
+        return names.record_name(self.deployment, self.user, self.pool or self.limit_class, self.slot)
 
 
 def connection(record: Record, ports: int, address: str) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """The limits: how many kernels a user may have, of each class and in all, how much they may take, and all users' kernels together.
 
 A limit is a fact of the API server, not a count in anybody's memory. Each kernel's record takes a slot by its name, and two
-records cannot have the same name: two gateways that both want a user's last slot of a class are told apart there. What one name
-cannot say (all classes together, sums, all users together) follows from the order in which the records were created: a record
-stands if it keeps the limits together with those that were created before it, and one that does not is taken back before it
-has a pod. The order is that of ``resourceVersion`` (Kubernetes, "API Concepts": they can be compared), and the watch brings
-records in that order, so that whoever has seen its own has seen all earlier ones.
+records cannot have the same name: two gateways that both want a user's last slot of a class are told apart there. (Where a limit
+is set on all of a user's kernels together and none on the class, the slots are of all classes.) What one name cannot say follows
+from the order in which the records were created: a record stands if it keeps the limits together with those that were created
+before it, and one that does not is taken back before it has a pod. The order is that of ``resourceVersion`` (Kubernetes, "API
+Concepts": they can be compared), and the watch brings records in that order, so that whoever has seen its own has seen all
+earlier ones.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ _PATIENCE: Final = 5.0
 _WATCH_SECONDS: Final = 1.0
 _UNITS: Final = {"gpu": "GPUs", "memory": "of memory", "cpu": "CPUs"}
 _NAMED: Final = 5
+_ALL_CLASSES: Final = "all"
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def exceeded(limits: Limits, mine: Holder, others: Iterable[Holder]) -> Excess |
     if allowed is not None and len(same) >= allowed:
         return Excess(_of_class(mine.limit_class, allowed, same), same)
     if limits.per_user is not None and len(own) >= limits.per_user:
-        return Excess(f"{_has(own, limits.per_user)} kernels{_list(own)}", own)
+        return Excess(_of_user(limits.per_user, own), own)
     for resource, most in limits.resources.items():
         wanted, taken = _amount(mine, resource), sum((_amount(other, resource) for other in own), Decimal(0))
         if wanted and taken + wanted > quantities.parse(most):
@@ -144,25 +146,26 @@ async def take(
     LimitReachedError, KernelExistsError (only if the client chose the kernel's id, as ``id_is_chosen`` says), ClusterError and
     ClusterAwayError.
     """
-    allowed = limits.per_class.get(asked.limit_class)
-    if allowed is None:
+    if asked.limit_class in limits.per_class:
+        secret = await _numbered(cluster, asked, limits.per_class[asked.limit_class], create)
+    elif limits.per_user is not None:
+        secret = await _numbered(cluster, replace(asked, pool=_ALL_CLASSES), limits.per_user, create)
+    else:
         # nobody else's: a token is in it
         secret = await create(replace(asked, slot=f"x{asked.token}"))
-    else:
-        secret = await _numbered(cluster, asked, allowed, create)
-    if allowed is not None or limits != Limits() or id_is_chosen:
+    if limits != Limits() or id_is_chosen:
         await _confirm(cluster, holder(secret), limits, id_is_chosen)
     return secret
 
 
 async def _numbered(cluster: Cluster, asked: Record, allowed: int, create: Callable[[Record], Awaitable[Object]]) -> Object:
     """Create the record under the first number that nobody has."""
+    slots = {numbered.name: numbered for numbered in (replace(asked, slot=str(number)) for number in range(1, allowed + 1))}
     held: Collection[Holder] = [holder(item) for item in cluster.records.objects()]
     while True:
         taken = {other.name for other in held}
-        for number in range(1, allowed + 1):
-            numbered = replace(asked, slot=str(number))
-            if numbered.name in taken:
+        for name, numbered in slots.items():
+            if name in taken:
                 continue
             try:
                 return await create(numbered)
@@ -171,9 +174,9 @@ async def _numbered(cluster: Cluster, asked: Record, allowed: int, create: Calla
                     raise
         # all are taken, as far as is known here: what is really so is asked before anybody is refused
         held = await _listed(cluster, asked.user)
-        same = [other for other in held if other.limit_class == asked.limit_class]
-        if len({other.name for other in same} & {replace(asked, slot=str(n)).name for n in range(1, allowed + 1)}) == allowed:
-            raise LimitReachedError(_of_class(asked.limit_class, allowed, same))
+        same = [other for other in held if other.name in slots]
+        if len(same) == allowed:
+            raise LimitReachedError(_of_user(allowed, same) if asked.pool else _of_class(asked.limit_class, allowed, same))
 
 
 async def _confirm(cluster: Cluster, mine: Holder, limits: Limits, id_is_chosen: bool) -> None:
@@ -236,6 +239,10 @@ async def _wait(event: asyncio.Event, seconds: float) -> None:
         await asyncio.wait_for(event.wait(), seconds)
     except asyncio.TimeoutError:
         return
+
+
+def _of_user(allowed: int, own: Collection[Holder]) -> str:
+    return f"{_has(own, allowed)} kernels{_list(own)}"
 
 
 def _of_class(limit_class: str, allowed: int, same: Collection[Holder]) -> str:

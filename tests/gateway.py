@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,8 +106,9 @@ PLUGGED_IN = "from elastic_kernels.gateway import configure\nconfigure(get_confi
 class Gateway:
     """A running gateway and a client of its REST API."""
 
-    def __init__(self, address: str, client: aiohttp.ClientSession, log: Path) -> None:
+    def __init__(self, address: str, client: aiohttp.ClientSession, log: Path, kill: Callable[[], None] = lambda: None) -> None:
         self.address = address
+        self.kill = kill
         self.directory = log.parent
         self._client = client
         self._log = log
@@ -196,7 +197,7 @@ async def running_gateway(
         process = await asyncio.create_subprocess_exec(*command, env={**own, **environment}, stdout=output, stderr=output)
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=300)) as client:
-            gateway = Gateway(f"http://127.0.0.1:{port}", client, log)
+            gateway = Gateway(f"http://127.0.0.1:{port}", client, log, process.kill)
             await until(lambda: _answers(gateway, process), "the gateway to answer", seconds=60)
             yield gateway
     finally:

@@ -68,7 +68,8 @@ class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[m
             return str(await super().start_kernel(*args, **kwargs))
         finally:
             for starting, future in tuple(self._starting_kernels.items()):
-                if future.done():  # a start that failed stays there otherwise
+                # a start that failed stays there otherwise; one that succeeded is taken out by whoever began it
+                if future.done() and (future.cancelled() or future.exception() is not None):
                     self._starting_kernels.pop(starting, None)
 
     def user_of(self, kernel_id: str) -> User | None:

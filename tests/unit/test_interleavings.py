@@ -88,6 +88,9 @@ class World:
         """The limits hold, at this moment: for kernels that have a pod, and per class for everything that is there."""
         records = self.store.list("secrets", NAMESPACE)
         known = {item["metadata"]["labels"][names.KERNEL_ID]: slots.holder(item) for item in records}
+        if not self.limits.per_class and self.limits.per_user is not None:
+            for user, count in Counter(item.user for item in known.values()).items():
+                assert count <= self.limits.per_user, f"{user} has {count} records"
         running = [known[pod["metadata"]["labels"][names.KERNEL_ID]] for pod in self.store.list("pods", NAMESPACE)]
         per_class = Counter((item.user, item.limit_class) for item in known.values())
         for (user, limit_class), count in per_class.items():
