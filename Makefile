@@ -28,17 +28,17 @@ run: environments ## start a gateway and a JupyterLab, with kernels on this mach
 environments: ## make both environments, side by side
 	@$(MAKE) -s --no-print-directory -j2 $(GATEWAY)/gateway.done $(LAB)/lab.done
 
-test: environments $(GATEWAY)/test.done browser check ## lint, types, and the tests that need no real cluster (ARGS="-k name")
-	$(RUN_PYTEST) tests/unit tests/contract tests/lab $(ARGS)
+test: environments $(GATEWAY)/test.done $(LAB)/hub.done browser check ## lint, types, and the tests that need no real cluster (ARGS="-k name")
+	$(RUN_PYTEST) tests/unit tests/contract tests/hub tests/lab $(ARGS)
 
 check: $(GATEWAY)/test.done ## lint, format and types only
 	$(GATEWAY)/bin/ruff check .
 	$(GATEWAY)/bin/ruff format --check .
 	$(GATEWAY)/bin/mypy
 
-test-cluster: environments $(GATEWAY)/test.done ## the tests that need a real cluster: the one of KUBECONFIG
+test-cluster: environments $(GATEWAY)/test.done $(LAB)/hub.done ## the tests that need a real cluster: the one of KUBECONFIG
 	@test -n "$(KUBECONFIG)" || { echo "make test-cluster needs a cluster: set KUBECONFIG." >&2; exit 2; }
-	$(RUN_PYTEST) --real -m "not embedded" tests/contract tests/cluster $(ARGS)
+	$(RUN_PYTEST) --real -m "not embedded" tests/contract tests/hub tests/cluster $(ARGS)
 
 pictures: environments $(GATEWAY)/test.done browser ## take docs/launcher.png and docs/notebook.png anew
 	ELASTIC_KERNELS_PICTURES=$(CURDIR)/docs $(RUN_PYTEST) tests/lab/test_browser.py $(ARGS)
@@ -69,6 +69,11 @@ $(LAB)/lab.done: requirements/lab.txt | python
 	@echo "Installing  JupyterLab's environment into $(LAB)"
 	@test -x $(LAB)/bin/python || $(PYTHON) -m venv $(LAB)
 	@$(LAB)/$(PIP_INSTALL) -r requirements/lab.txt
+	@touch $@
+
+$(LAB)/hub.done: requirements/hub.txt $(LAB)/lab.done
+	@echo "Installing  JupyterHub beside it, for the tests"
+	@$(LAB)/$(PIP_INSTALL) -r requirements/lab.txt -r requirements/hub.txt
 	@touch $@
 
 # what shows JupyterLab to the tests

@@ -20,6 +20,8 @@ BUILD = ["setuptools>=70.1"]
 # later ones need Python 3.11.5, and Debian's, in the images, is 3.11.2
 HELD = ["soupsieve<3"]
 LAB = ["jupyterlab>=4,<5", "papermill", "ipykernel"]
+# a proxy in Python, so that no Node is needed
+HUB = ["jupyterhub>=5,<6", "configurable-http-proxy"]
 # ipykernel: what kernels of the embedded cluster run in the tests that need no JupyterLab
 TEST = ["selenium", "ipykernel"]
 
@@ -40,6 +42,10 @@ HEADERS = {
 # Renew with: make lock
 # It is an environment of its own because JupyterLab 4 needs jupyter_client>=8 and jupyter_server>=2. Nothing is held back.
 """,
+    "hub.txt": """\
+# What a JupyterHub needs beside lab.txt, exact versions: for the tests with a real hub.
+# Renew with: make lock
+""",
 }
 
 
@@ -52,7 +58,7 @@ def wanted() -> dict[str, list[str]]:
         return [line for line in setup[section][option].splitlines() if line.strip() and not line.lstrip().startswith("#")]
 
     gateway = lines("options", "install_requires") + lines("options.extras_require", "gateway") + BUILD + HELD
-    return {"gateway.txt": gateway, "test.txt": gateway + lines("options.extras_require", "test") + TEST, "lab.txt": LAB}
+    return {"gateway.txt": gateway, "test.txt": gateway + lines("options.extras_require", "test") + TEST, "lab.txt": LAB, "hub.txt": LAB + HUB}
 
 
 def resolve(python: str, requirements: Sequence[str]) -> dict[str, str]:
@@ -89,9 +95,10 @@ def merged(older: dict[str, str], newer: dict[str, str]) -> list[str]:
 
 
 def main(older: str, newer: str) -> None:
-    """Write the three files; the arguments are the interpreters of Python 3.10 and 3.11."""
+    """Write the files; the arguments are the interpreters of Python 3.10 and 3.11."""
     locked = {file: merged(resolve(older, asked), resolve(newer, asked)) for file, asked in wanted().items()}
-    locked["test.txt"] = [line for line in locked["test.txt"] if line not in set(locked["gateway.txt"])]
+    for file, beside in (("test.txt", "gateway.txt"), ("hub.txt", "lab.txt")):
+        locked[file] = [line for line in locked[file] if line not in set(locked[beside])]
     for file, lines in locked.items():
         (ROOT / "requirements" / file).write_text(HEADERS[file] + "\n".join(lines) + "\n")
 
