@@ -58,7 +58,12 @@ def wanted() -> dict[str, list[str]]:
         return [line for line in setup[section][option].splitlines() if line.strip() and not line.lstrip().startswith("#")]
 
     gateway = lines("options", "install_requires") + lines("options.extras_require", "gateway") + BUILD + HELD
-    return {"gateway.txt": gateway, "test.txt": gateway + lines("options.extras_require", "test") + TEST, "lab.txt": LAB, "hub.txt": LAB + HUB}
+    return {
+        "gateway.txt": gateway,
+        "test.txt": gateway + lines("options.extras_require", "test") + TEST,
+        "lab.txt": LAB,
+        "hub.txt": LAB + HUB,
+    }
 
 
 def resolve(python: str, requirements: Sequence[str]) -> dict[str, str]:

@@ -1,28 +1,21 @@
 # A JupyterHub on this machine for the tests: anybody who knows the password is whom they say, and servers are local processes.
-# What stands under "for the gateway" is what a KubeSpawner needs as well; the README shows it for one.
 import os
+import re
 import sys
 from pathlib import Path
-
-from jupyterhub.spawner import SimpleLocalProcessSpawner
 
 c = get_config()  # noqa: F821
 directory = Path(os.environ["TEST_DIRECTORY"])
 port = int(os.environ["TEST_PORT"])
 
 
-class Spawner(SimpleLocalProcessSpawner):
-    def get_env(self) -> dict[str, str]:
-        return {
-            **super().get_env(),
-            # for the gateway
-            "JUPYTER_GATEWAY_URL": os.environ["TEST_GATEWAY"],
-            "JUPYTER_GATEWAY_AUTH_TOKEN": self.api_token,
-            "KERNEL_USERNAME": self.user.name,
-        }
+# what the README shows for a KubeSpawner, with this gateway's address
+readme = (Path(__file__).parents[2] / "README.md").read_text()
+(shown,) = (text for text in re.findall(r"```python\n(.*?)```", readme, re.S) if "KubeSpawner" in text)
+exec(shown, {"c": c})
+c.Spawner.environment = {**c.KubeSpawner.environment, "JUPYTER_GATEWAY_URL": os.environ["TEST_GATEWAY"]}
 
-
-c.JupyterHub.spawner_class = Spawner
+c.JupyterHub.spawner_class = "simple"
 c.SimpleLocalProcessSpawner.home_dir_template = str(directory / "home-{username}")
 c.Spawner.cmd = [str(Path(sys.executable).with_name("jupyterhub-singleuser")), "--allow-root", "--ServerApp.answer_yes=True"]
 c.Spawner.http_timeout = c.Spawner.start_timeout = 120

@@ -65,6 +65,7 @@ async def test_each_sees_their_own_and_the_third_is_refused(backend: Backend, co
         status, body = await session(server, "3.ipynb")
         assert status >= 400
         assert "You have 2 of 2 kernels: 'Small' (" in str(body["message"])
+        assert "(1.ipynb, since " in str(body["message"])
         assert "to start another." in str(body["message"])
 
 

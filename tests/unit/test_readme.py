@@ -7,9 +7,14 @@ import re
 from pathlib import Path
 
 import pytest
+from enterprise_gateway.enterprisegatewayapp import EnterpriseGatewayApp
+from traitlets.config import Config
 
 from elastic_kernels import profilefile
 from elastic_kernels.cli import _parser
+from elastic_kernels.gateway import ElasticGatewayApp
+from elastic_kernels.gateway.managers import ElasticMappingKernelManager
+from elastic_kernels.identity.service import Services
 from elastic_kernels.profiles import PROXY_CLASS, from_kernelspec
 from elastic_kernels.settings import ElasticKernels
 
@@ -17,13 +22,14 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def block(language: str) -> str:
-    (found,) = re.findall(rf"```{language}\n(.*?)```", README, re.S)
+def block(language: str, about: str) -> str:
+    """Return the one example in this language that says ``about``."""
+    (found,) = (text for text in re.findall(rf"```{language}\n(.*?)```", README, re.S) if about in text)
     return str(found)
 
 
 def test_the_kernel_json() -> None:
-    spec = json.loads(block("json"))
+    spec = json.loads(block("json", "process_proxy"))
     assert spec["metadata"]["process_proxy"]["class_name"] == PROXY_CLASS
     memory = from_kernelspec("python-2gb", spec).memory
     assert memory is not None
@@ -31,9 +37,32 @@ def test_the_kernel_json() -> None:
 
 
 def test_the_profiles() -> None:
-    profiles = profilefile.loads(block("yaml"), "README.md")
+    profiles = profilefile.loads(block("yaml", "profiles:"), "README.md")
     assert list(profiles) == ["python-small", "python-gpu", "python-spot"]
     assert profiles["python-gpu"].launch_timeout == 900
+
+
+def test_the_services(tmp_path: Path) -> None:
+    file = tmp_path / "services.yaml"
+    file.write_text(block("yaml", "services:"))
+    assert Services(file).identify("none of theirs") is None
+
+
+def test_the_gateways_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config()
+    monkeypatch.setattr(EnterpriseGatewayApp, "_instance", None)
+    exec(compile(block("python", "configure"), "README.md", "exec"), {"get_config": lambda: config})
+    assert isinstance(EnterpriseGatewayApp.instance(), ElasticGatewayApp)
+    assert config.EnterpriseGatewayApp.kernel_manager_class is ElasticMappingKernelManager
+
+
+def test_the_limits() -> None:
+    found = dict(re.findall(r"`(max_\w+_per_\w+)`, such as `([^`]*)`", README))
+    assert set(found) == {"max_kernels_per_class", "max_resources_per_user"}
+    for name, text in found.items():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(f"ELASTIC_KERNELS_{name.upper()}", text)
+            assert getattr(ElasticKernels(), name)
 
 
 @pytest.mark.parametrize("command", re.findall(r"^    elastic-kernels (.*)$", README, re.M))
@@ -48,7 +77,8 @@ def test_the_make_targets() -> None:
 
 
 def test_the_settings() -> None:
-    rows = re.findall(r"^\| (`.*?) \|", README, re.M)
+    table = README[README.index("| setting | default |") :].split("\n\n")[0]
+    rows = re.findall(r"^\| (`.*?) \|", table, re.M)
     named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
     assert named == set(ElasticKernels.class_trait_names(config=True))
 
