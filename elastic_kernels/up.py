@@ -152,6 +152,8 @@ def _lab(plan: Plan, directory: Path) -> AbstractAsyncContextManager[Server]:
         "JUPYTER_TOKEN": plan.token,
         "JUPYTER_GATEWAY_AUTH_TOKEN": plan.token,
         "KERNEL_USERNAME": getpass.getuser(),
+        # which notebook a kernel is for
+        "JUPYTER_GATEWAY_ALLOWED_ENVS": "JPY_SESSION_NAME",
         "KERNEL_LAUNCH_TIMEOUT": str(math.ceil(max(profile.launch_timeout for profile in plan.profiles.values()))),
         "JUPYTER_GATEWAY_LAUNCH_TIMEOUT_PAD": str(_CLIENT_PATIENCE),
     }

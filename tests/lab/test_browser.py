@@ -105,7 +105,8 @@ def shipped(tmp_path: Path) -> Iterator[Up]:
     notebooks = tmp_path / "notebooks"
     notebooks.mkdir()
     (notebooks / "weather.csv").write_text(WEATHER)
-    with running_up(tmp_path, "--notebooks", str(notebooks), environment={"LOGNAME": "ana"}) as up:
+    environment = {"LOGNAME": "ana", "ELASTIC_KERNELS_MAX_KERNELS_PER_CLASS": "interactive=2"}
+    with running_up(tmp_path, "--notebooks", str(notebooks), environment=environment) as up:
         yield up
 
 
@@ -135,3 +136,33 @@ def test_pick_a_kernel_run_restart_and_run_again(page: Page, shipped: Up) -> Non
     second = page.see(".jp-OutputArea-output", POD).text
     page.see(".jp-InputPrompt", "[1]:")
     assert first != second, "the restarted kernel is another pod"
+
+
+def test_who_has_all_they_may_have_reads_so(page: Page, shipped: Up) -> None:
+    """A third kernel is refused in a sentence, for a new notebook and for another kernel of one that is open."""
+    card = '.jp-LauncherCard[data-category="Notebook"]'
+    sentence = "You have 2 of 2 interactive kernels: 'Python 3 | 1 CPU 2 GB' (Untitled.ipynb, since "
+    advice = "Shut one down (in JupyterLab under Running Terminals and Kernels) to start another."
+    page.driver.get(shipped.address)
+    for number in range(3):
+        page.click(card, "Python 3 | 1 CPU 2 GB")
+        if number < 2:
+            page.see('.jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook-ExecutionIndicator[data-status="idle"]')
+            page.click(".lm-TabBar-addButton")
+    page.see(".jp-Dialog", sentence)
+    assert advice in page.see(".jp-Dialog", advice).text
+    page.click(".jp-Dialog-button.jp-mod-accept")
+    page.see(".jp-Dialog", "Select Kernel")
+    page.click(".jp-Dialog-button", "No Kernel")
+
+    page.click(".lm-TabBar-tabLabel", "Untitled1.ipynb")
+    page.click(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Toolbar-kernelName", "Python 3 | 1 CPU 2 GB")
+    page.see(".jp-Dialog", "Select Kernel")
+    page.driver.execute_script(
+        """const select = document.querySelector(".jp-Dialog select");
+        const wanted = [...select.options].find(option => option.textContent.includes(arguments[0]));
+        select.value = wanted.value; select.dispatchEvent(new Event("change", {bubbles: true}))""",
+        "2 CPU 4 GB | spot",
+    )
+    page.click(".jp-Dialog-button.jp-mod-accept")
+    page.see(".jp-Dialog", sentence)
