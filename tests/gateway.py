@@ -53,6 +53,12 @@ class Channels:
         self._socket = socket
         self.session = uuid.uuid4().hex
 
+    async def closed(self) -> int | None:
+        """Wait until the gateway closes the connection, and return the code that it gives."""
+        while not self._socket.closed:
+            await self._socket.receive(timeout=SECONDS)
+        return self._socket.close_code
+
     async def send(self, channel: str, kind: str, content: Mapping[str, Any]) -> str:
         identity = uuid.uuid4().hex
         header = {"msg_id": identity, "msg_type": kind, "username": "", "session": self.session, "date": "", "version": "5.3"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 from http.client import responses
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode
@@ -20,13 +21,18 @@ from jupyter_server.utils import ensure_async, url_escape, url_path_join
 from tornado import web
 
 from elastic_kernels import profiles
-from elastic_kernels.errors import ElasticKernelsError, ProfileError
+from elastic_kernels.errors import ElasticKernelsError, IdentityAwayError, ProfileError, UnauthorizedError
 from elastic_kernels.gateway import audit
 from elastic_kernels.gateway.managers import ElasticMappingKernelManager
 from elastic_kernels.gateway.sessions import OwnSessions
 from elastic_kernels.gateway.websockets import PromptChannels
 from elastic_kernels.identity import Caller, User
 from elastic_kernels.identity.verifier import Verifier
+
+log = logging.getLogger(__name__)
+
+# RFC 6455, section 7.4.1
+_POLICY_VIOLATION: Final = 1008
 
 VERIFIER: Final = "elastic_kernels_verifier"
 """The application's setting that holds the Verifier, None where nobody is verified."""
@@ -221,6 +227,20 @@ class Channels(Verified, PromptChannels):
         """Called once the connection is accepted."""
         audit.write("connect", "ok", caller=self.caller.name if self.caller else None, **self.audited)
         return super().open(kernel_id)
+
+    async def on_message(self, message: str | bytes) -> None:
+        """Called with each message of the client's, one after the other: a connection that lasts for days is verified again."""
+        verifier: Verifier | None = self.settings.get(VERIFIER)
+        if verifier is not None:
+            try:
+                await verifier.identify(self.request)
+            except UnauthorizedError as error:
+                audit.write("connect", "refused", caller=self.caller.name if self.caller else None, message=str(error), **self.audited)
+                self.close(_POLICY_VIOLATION, "You are not verified any more; connect again.")
+                return
+            except IdentityAwayError:
+                log.debug("Nobody can be verified now; connections that were go on")
+        super().on_message(message)
 
 
 class Sessions(Verified):

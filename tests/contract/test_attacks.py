@@ -209,6 +209,25 @@ async def test_a_service_acts_for_whom_it_may_and_reaches_what_it_started(backen
     assert (await gateway.request("DELETE", f"/api/kernels/{kernel_id}", headers=as_service()))[0] == 204
 
 
+async def test_an_open_websocket_ends_with_its_token(gateway: Gateway) -> None:
+    file = Path(gateway.directory) / "services.yaml"
+    kept = file.read_text()
+    services = json.loads(kept)
+    digest = hashlib.sha256(b"for-a-while").hexdigest()
+    services["services"]["temporary"] = {"tokens": [f"sha256:{digest}"], "users": ["tim"]}
+    file.write_text(json.dumps(services))
+    try:
+        kernel_id = await start(gateway, as_service("for-a-while"), KERNEL_USERNAME="tim")
+        async with gateway.channels(kernel_id, headers=as_service("for-a-while")) as own:
+            assert (await own.execute("6 * 7")).text == "42"
+            file.write_text(kept)
+            await own.send("shell", "execute_request", {"code": "1"})
+            assert await own.closed() == 1008
+    finally:
+        file.write_text(kept)
+    assert (await gateway.request("DELETE", f"/api/kernels/{kernel_id}", headers=as_user("tim")))[0] == 204
+
+
 async def test_the_id_of_anothers_kernel_cannot_be_chosen(gateway: Gateway, anas: str) -> None:
     body = {"name": "small", "env": {"KERNEL_ID": anas}}
     assert (await gateway.request("POST", "/api/kernels", body, headers=as_user("bia")))[0] == 409
