@@ -18,7 +18,7 @@ from enterprise_gateway.services.api.handlers import BaseSpecHandler
 from jupyter_client.jsonutil import date_default
 from jupyter_server.services.kernelspecs.handlers import is_kernelspec_model, kernelspec_model
 from jupyter_server.utils import ensure_async, url_escape, url_path_join
-from tornado import web
+from tornado import web, websocket
 
 from elastic_kernels import profiles
 from elastic_kernels.errors import ElasticKernelsError, IdentityAwayError, ProfileError, UnauthorizedError
@@ -236,7 +236,8 @@ class Channels(Verified, PromptChannels):
                 await verifier.identify(self.request)
             except UnauthorizedError as error:
                 audit.write("connect", "refused", caller=self.caller.name if self.caller else None, message=str(error), **self.audited)
-                self.close(_POLICY_VIOLATION, "You are not verified any more; connect again.")
+                # Jupyter Server's own close says no reason
+                websocket.WebSocketHandler.close(self, _POLICY_VIOLATION, "You are not verified any more; connect again.")
                 return
             except IdentityAwayError:
                 log.debug("Nobody can be verified now; connections that were go on")
