@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,6 +106,7 @@ class Channels:
         return Reply(reply, published)
 
 
+STOCK = (sys.executable, "-m", "enterprise_gateway")
 PLUGGED_IN = "from elastic_kernels.gateway import configure\nconfigure(get_config())\n"
 
 
@@ -171,11 +172,12 @@ def write_kernelspecs(directory: Path, profiles: Mapping[str, Profile], raw: Map
 
 @asynccontextmanager
 async def running_gateway(
-    directory: Path, environment: Mapping[str, str], *arguments: str, configuration: str = ""
+    directory: Path, environment: Mapping[str, str], *arguments: str, configuration: str = "", command: Sequence[str] = STOCK
 ) -> AsyncIterator[Gateway]:
     """Run a stock gateway whose kernelspecs are in ``directory``; end it, as an operator would, with SIGTERM.
 
-    ``configuration`` is the text of its configuration file, ``PLUGGED_IN`` for one that our plug-in extends.
+    ``configuration`` is the text of its configuration file, ``PLUGGED_IN`` for one that our plug-in extends; ``command`` is another
+    program than the stock one.
     """
     (directory / "config").mkdir(exist_ok=True)
     (directory / "config" / "jupyter_enterprise_gateway_config.py").write_text(configuration)
@@ -196,7 +198,7 @@ async def running_gateway(
         # what must never be seen in a pod
         "GATEWAY_SECRET": "of the gateway",
     }
-    command = [sys.executable, "-m", "enterprise_gateway", f"--EnterpriseGatewayApp.port={port}", "--EnterpriseGatewayApp.ip=127.0.0.1"]
+    command = [*command, f"--EnterpriseGatewayApp.port={port}", "--EnterpriseGatewayApp.ip=127.0.0.1"]
     # a kernel of this process's own machine would pass for a pod
     command += ["--EnterpriseGatewayApp.port_retries=0", "--KernelSpecManager.ensure_native_kernel=False", *arguments]
     with log.open("wb") as output:
