@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from enterprise_gateway.enterprisegatewayapp import EnterpriseGatewayApp
+from traitlets import TraitError
+from traitlets.config import Config
 
 from elastic_kernels.errors import ConfigurationError
 from elastic_kernels.gateway import audit, handlers
@@ -35,7 +37,7 @@ class ElasticGatewayApp(EnterpriseGatewayApp):  # type: ignore[misc]
             self._verifier = Verifier(settings) if settings.identity_ways else None
             if settings.audit_file:
                 audit.to_file(settings.audit_file)
-        except ConfigurationError as error:
+        except (ConfigurationError, TraitError) as error:
             self.log.critical("%s", error)
             self.exit(1)
         super().init_configurables()
@@ -80,8 +82,6 @@ def configure(config: Any) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the gateway until it is told to end; ``arguments`` are Enterprise Gateway's own."""
-    from traitlets.config import Config
-
     application = ElasticGatewayApp.instance()
     defaults = Config()
     configure(defaults)

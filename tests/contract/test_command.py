@@ -39,6 +39,7 @@ async def test_who_verifies_nobody_is_told_so(backend: Backend, tmp_path: Path) 
     ("options", "sentence"),
     [
         (["--ElasticKernels.identity=jupyterhub"], "The identity 'jupyterhub' needs hub_api_url, such as http://hub:8081/hub/api."),
+        (["--ElasticKernels.identity=ldap"], "'ldap' is not a way to verify a user: trust-client, jupyterhub, header, service."),
         (["--ElasticKernels.identity=service", "--ElasticKernels.services_file=/nowhere"], "/nowhere cannot be read: "),
         (["--ElasticKernels.audit_file=/nowhere/audit.log"], "audit_file: /nowhere/audit.log cannot be written: "),
     ],
