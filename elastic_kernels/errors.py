@@ -72,6 +72,12 @@ class KernelExistsError(ElasticKernelsError):
     status = 409
 
 
+class HomeError(ElasticKernelsError):
+    """The user's home volume cannot be had, or not where the kernel runs."""
+
+    status = 409
+
+
 class LaunchError(ElasticKernelsError):
     """The kernel's pod cannot start, or can start but not run the kernel."""
 

@@ -11,10 +11,10 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
-from elastic_kernels import names, pod, record, slots, status
+from elastic_kernels import homes, names, pod, record, slots, status
 from elastic_kernels.cluster import Cluster, Key, Object, RecordRef
 from elastic_kernels.errors import (
     ClusterAwayError,
@@ -72,19 +72,21 @@ async def launch(
     arguments: Mapping[str, str],
     limits: Limits = NO_LIMITS,
     id_is_chosen: bool = True,
+    home_claims: str = homes.JUPYTERHUB,
     again: bool = False,
 ) -> Started:
     """Start a kernel and return once it answers.
 
-    ``id_is_chosen`` says that the client chose the kernel's id, so that another kernel may have it. ``again`` is a restart: the
-    record of ``asked.kernel_id`` that exists is used, and kept if the launch fails. ``arguments`` are values for the command's
-    placeholders. Raises LimitReachedError, LaunchError, LaunchTimeoutError, KernelExistsError, ClusterError and ClusterAwayError;
-    then nothing that was created remains, at the latest when the API server answers again.
+    ``id_is_chosen`` says that the client chose the kernel's id, so that another kernel may have it. ``home_claims`` says how the
+    user's home volume is found (see ``homes``). ``again`` is a restart: the record of ``asked.kernel_id`` that exists is used, and
+    kept if the launch fails. ``arguments`` are values for the command's placeholders. Raises LimitReachedError, HomeError,
+    LaunchError, LaunchTimeoutError, KernelExistsError, ClusterError and ClusterAwayError; then nothing that was created remains,
+    at the latest when the API server answers again.
     """
     attempt = _Attempt(cluster, profile, request, limits, id_is_chosen)
     cluster.unfinished.add(attempt.give_up)
     try:
-        return await asyncio.wait_for(attempt.run(asked, spot, connect, arguments, again), request.timeout)
+        return await asyncio.wait_for(attempt.run(asked, spot, connect, arguments, home_claims, again), request.timeout)
     except asyncio.TimeoutError:
         attempt.give_up()
         raise LaunchTimeoutError(
@@ -133,12 +135,19 @@ class _Attempt:
         self._new_record: RecordRef | None = None
         self._creating: asyncio.Task[Object] | None = None
 
-    async def run(self, asked: Record, spot: pod.Spot, connect: Connect, arguments: Mapping[str, str], again: bool) -> Started:
+    async def run(
+        self, asked: Record, spot: pod.Spot, connect: Connect, arguments: Mapping[str, str], home_claims: str, again: bool
+    ) -> Started:
+        client = self._cluster.client
+        home = await homes.find(client, asked.namespace, self._profile, asked.user, home_claims)
         secret = await self._record(asked, again)
         kept = record.from_secret(secret)
         ports = _next_ports(self._cluster, kept) if again else 0
-        start = pod.Launch(token=secrets.token_hex(3), ports=ports, record_uid=secret["metadata"]["uid"], arguments=arguments)
+        uid = secret["metadata"]["uid"]
+        start = pod.Launch(token=secrets.token_hex(3), ports=ports, record_uid=uid, arguments=arguments, home=home)
         manifest = pod.build_pod(self._profile, kept, self._request, start, spot)
+        if home is not None and home.node and (reached := await homes.reachable(client, self._profile, home, manifest)) != home:
+            manifest = pod.build_pod(self._profile, kept, self._request, replace(start, home=reached), spot)
         self._key = (kept.namespace, manifest["metadata"]["name"])
         created = await self._create("pods", manifest)
         address, connection = await self._connected(created, lambda address: connect(kept, ports, address))

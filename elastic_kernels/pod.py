@@ -8,12 +8,13 @@ them is expanded or parsed by anybody on the way.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from elastic_kernels import names, taints
+from elastic_kernels import hubnames, names, taints
 from elastic_kernels import record as records
+from elastic_kernels.homes import Home
 from elastic_kernels.merge import merge
 from elastic_kernels.profiles import Profile
 from elastic_kernels.record import Record
@@ -22,6 +23,7 @@ from elastic_kernels.request import KernelRequest
 CONTAINER: Final = "kernel"
 MOUNT_PATH: Final = "/var/run/elastic-kernels"
 HOME: Final = "/home/jovyan"
+HOME_VOLUME: Final = "home"
 _PLACEHOLDER: Final = re.compile(r"\{([a-z_]+)\}")
 
 
@@ -47,6 +49,8 @@ class Launch:
     """The uid of the record's Secret, which owns the pod."""
     arguments: Mapping[str, str] = field(default_factory=dict)
     """Values of further placeholders in the command: ``response_address`` and others, where the kernel calls back."""
+    home: Home | None = None
+    """What is mounted as the user's home, None for nothing."""
 
 
 def build_pod(profile: Profile, record: Record, request: KernelRequest, launch: Launch, spot: Spot) -> dict[str, Any]:
@@ -89,7 +93,7 @@ def _spec(profile: Profile, record: Record, request: KernelRequest, launch: Laun
             "imagePullSecrets": [{"name": name} for name in profile.image_pull_secrets],
             "nodeSelector": {**profile.node_selector, **(profile.gpu.node_selector if profile.gpu else {})},
             "tolerations": _tolerations(profile, spot),
-            "affinity": _affinity(profile, spot),
+            "affinity": _affinity(profile, launch, spot),
             "securityContext": _present(
                 {
                     "runAsUser": security.uid,
@@ -124,7 +128,7 @@ def _container(profile: Profile, record: Record, request: KernelRequest, launch:
                     "readOnlyRootFilesystem": profile.security.read_only_root or None,
                 }
             ),
-            "volumeMounts": _mounts(profile),
+            "volumeMounts": _mounts(profile, record, launch),
         }
     )
 
@@ -188,16 +192,25 @@ def _tolerations(profile: Profile, spot: Spot) -> list[dict[str, Any]]:
     return [toleration for index, toleration in enumerate(every) if toleration not in every[:index]]
 
 
-def _affinity(profile: Profile, spot: Spot) -> dict[str, Any]:
-    if not profile.spot:
-        return dict(profile.affinity)
+def _affinity(profile: Profile, launch: Launch, spot: Spot) -> dict[str, Any]:
     key, _, value = spot.label.partition("=")
-    expression = {"key": key, "operator": "In", "values": [value]}
+    expressions = [{"key": key, "operator": "In", "values": [value]}] if profile.spot else []
+    node = launch.home.node if launch.home else ""
+    fields = [{"key": "metadata.name", "operator": "In", "values": [node]}] if node else []
+    if not expressions and not fields:
+        return dict(profile.affinity)
     node_affinity = profile.affinity.get("nodeAffinity", {})
     required = node_affinity.get("requiredDuringSchedulingIgnoredDuringExecution", {})
-    # terms are alternatives: the label has to stand in each
+    # terms are alternatives: what is needed has to stand in each
     terms = [
-        {**term, "matchExpressions": [*term.get("matchExpressions", ()), expression]} for term in required.get("nodeSelectorTerms", [{}])
+        _present(
+            {
+                **term,
+                "matchExpressions": [*term.get("matchExpressions", ()), *expressions],
+                "matchFields": [*term.get("matchFields", ()), *fields],
+            }
+        )
+        for term in required.get("nodeSelectorTerms", [{}])
     ]
     required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
     return {**profile.affinity, "nodeAffinity": {**node_affinity, **required}}
@@ -213,32 +226,40 @@ def _volumes(profile: Profile, record: Record, launch: Launch) -> list[dict[str,
             "defaultMode": 0o440,
         },
     }
-    scratch = [{"name": name, "emptyDir": {}} for name in _scratch(profile)]
-    return [own, *scratch, *({"name": volume.name, **volume.source} for volume in profile.volumes)]
+    scratch = [{"name": name, "emptyDir": {}} for name in _scratch(profile, launch)]
+    home = []
+    if profile.home and launch.home:
+        claim = launch.home.claim
+        home = [{"name": HOME_VOLUME, **({"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}})}]
+    return [own, *scratch, *home, *({"name": volume.name, **volume.source} for volume in profile.volumes)]
 
 
-def _mounts(profile: Profile) -> list[dict[str, Any]]:
+def _mounts(profile: Profile, record: Record, launch: Launch) -> list[dict[str, Any]]:
     own = {"name": "record", "mountPath": MOUNT_PATH, "readOnly": True}
-    scratch = [{"name": name, "mountPath": path} for name, path in _scratch(profile).items()]
+    scratch = [{"name": name, "mountPath": path} for name, path in _scratch(profile, launch).items()]
+    home = []
+    if profile.home and launch.home:
+        sub_path = hubnames.expand(profile.home.sub_path, record.user) if launch.home.claim else ""
+        home = [_present({"name": HOME_VOLUME, "mountPath": profile.home.mount_path, "subPath": sub_path or None})]
     given = [
         _present(
             {
                 "name": volume.name,
                 "mountPath": volume.mount_path,
-                "subPath": volume.sub_path or None,
+                "subPath": hubnames.expand(volume.sub_path, record.user) or None,
                 "readOnly": volume.read_only or None,
             }
         )
         for volume in profile.volumes
     ]
-    return [own, *scratch, *given]
+    return [own, *scratch, *home, *given]
 
 
-def _scratch(profile: Profile) -> dict[str, str]:
+def _scratch(profile: Profile, launch: Launch) -> dict[str, str]:
     """Return the volumes that make a read-only container usable, except where the profile mounts something of its own."""
     if not profile.security.read_only_root:
         return {}
-    taken: Iterable[str] = {volume.mount_path for volume in profile.volumes}
+    taken = {volume.mount_path for volume in profile.volumes} | ({profile.home.mount_path} if profile.home and launch.home else set())
     return {name: path for name, path in {"scratch-tmp": "/tmp", "scratch-home": HOME}.items() if path not in taken}
 
 

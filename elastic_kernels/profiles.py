@@ -17,6 +17,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from elastic_kernels import names, quantities, taints
 from elastic_kernels.errors import ProfileError
 
+# what images have their programs and libraries in
+_NOT_MOUNTED: Final = (
+    *("/", "/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/opt", "/proc", "/sbin", "/sys"),
+    *("/usr", "/usr/bin", "/usr/lib", "/usr/local", "/usr/local/bin", "/usr/local/lib"),
+)
 PROXY_CLASS: Final = "elastic_kernels.proxy.ElasticKernelProxy"
 
 _ENVIRONMENT_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -99,6 +104,16 @@ def _absolute(value: str) -> str:
     return value.rstrip("/") or "/"
 
 
+def _sub_path(value: str) -> str:
+    if value.startswith("/") or ".." in value.split("/"):
+        raise ValueError(f"{value!r} is not a folder within a volume")
+    unknown = set(re.findall(r"\{[^}]*\}", value)) - {"{username}", "{escaped_username}"}
+    if unknown:
+        raise ValueError(f"{sorted(unknown)[0]} is not known here: {{username}} and {{escaped_username}} are")
+    return value
+
+
+SubPath = Annotated[str, AfterValidator(_sub_path)]
 Quantity = Annotated[str, BeforeValidator(_quantity, json_schema_input_type=str | int | float)]
 Toleration = Annotated[dict[str, Any], BeforeValidator(_toleration, json_schema_input_type=str | dict[str, Any])]
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
@@ -161,8 +176,39 @@ class Volume(_Part):
     source: Annotated[dict[str, dict[str, Any]], Field(min_length=1, max_length=1)]
     """What it is, in Kubernetes' spelling: ``{persistentVolumeClaim: {claimName: shared}}``, ``{emptyDir: {}}``, …"""
     read_only: bool = False
-    sub_path: str = ""
-    """A folder of the volume in place of the whole."""
+    sub_path: SubPath = ""
+    """A folder of the volume in place of the whole. ``{username}`` in it is the user's name as JupyterHub's kubespawner writes it,
+    ``{escaped_username}`` as it did before version 7."""
+
+
+class NewClaim(_Part):
+    """A claim that the gateway creates."""
+
+    size: Quantity
+    access_modes: tuple[Literal["ReadWriteOnce", "ReadWriteMany"], ...] = ("ReadWriteOnce",)
+    storage_class: str | None = None
+    """Default: the cluster's."""
+
+
+class Home(_Part):
+    """The user's own volume, the one that their JupyterLab has; which claim it is, is found (the setting ``home_claims``)."""
+
+    mount_path: AbsolutePath = "/home/jovyan"
+    sub_path: SubPath = ""
+    """A folder of the volume, as with other volumes."""
+    missing: Literal["error", "scratch", "create"] = "error"
+    """What happens to a user who has none: they are told so, they get an empty volume for as long as the pod lives, or a claim."""
+    create: NewClaim | None = None
+    """The claim that ``missing: create`` makes."""
+    unreachable: Literal["refuse", "leave-out"] = "refuse"
+    """What happens where the volume cannot be mounted, because another machine has it: the start is refused, or an empty volume
+    takes its place."""
+
+    @model_validator(mode="after")
+    def _check_create(self) -> Home:
+        if (self.missing == "create") != (self.create is not None):
+            raise ValueError("'missing: create' and 'create' need each other")
+        return self
 
 
 class Security(_Part):
@@ -209,6 +255,8 @@ class Profile(_Part):
     environment: dict[EnvironmentName, str] = {}
     client_environment: tuple[EnvironmentPattern, ...] = ()
     """Names, or starts of names followed by ``*``, of variables that a client may set. Default: none."""
+    home: Annotated[Home, BeforeValidator(lambda value: {} if value is True else value)] | None = None
+    """The user's home volume; ``true`` takes every default. Default: none."""
     volumes: tuple[Volume, ...] = ()
     working_directory: AbsolutePath | None = None
     """Where the kernel starts. Default: the image's own working directory."""
@@ -248,6 +296,20 @@ class Profile(_Part):
     def _check_name(self) -> Profile:
         if self.name == "python":
             raise ValueError("Jupyter takes the name 'python' for its own kernel on the gateway's machine; choose another")
+        return self
+
+    @model_validator(mode="after")
+    def _check_mounts(self) -> Profile:
+        paths = [volume.mount_path for volume in self.volumes] + ([self.home.mount_path] if self.home else [])
+        for path in paths:
+            if path in _NOT_MOUNTED:
+                raise ValueError(f"a volume at {path!r} would cover what the image needs to run")
+        for path in paths:
+            if paths.count(path) > 1:
+                raise ValueError(f"two volumes have the mount path {path!r}")
+        names_ = [volume.name for volume in self.volumes]
+        if "home" in names_ and self.home:
+            raise ValueError("the volume's name 'home' is taken by the home volume")
         return self
 
     @model_validator(mode="after")

@@ -123,6 +123,7 @@ class ElasticKernelProxy(_k8s.KubernetesProcessProxy):  # type: ignore[misc,name
             arguments=self._callback_arguments() if self.profile.calls_back else {},
             limits=self._limits(settings),
             id_is_chosen="KERNEL_ID" in environment,
+            home_claims=settings.home_claims,
             again=self.kernel_manager.restarting,
         )
         self._record = started.record

@@ -32,7 +32,7 @@ class KernelRequest:
     timeout: float
     """Seconds until the client must have an answer."""
     working_directory: str | None = None
-    """The folder to start in, inside one of the profile's volumes."""
+    """The folder to start in, inside the home volume or another one of the profile's."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that the profile opens to clients."""
     notebook: str = ""
@@ -107,4 +107,5 @@ def _directory(directory: str | None, profile: Profile) -> str | None:
     if not directory or not directory.startswith("/") or ".." in directory.split("/") or not directory.isprintable():
         return None
     path = PurePosixPath(directory)
-    return str(path) if any(path.is_relative_to(volume.mount_path) for volume in profile.volumes) else None
+    mounts = [volume.mount_path for volume in profile.volumes] + ([profile.home.mount_path] if profile.home else [])
+    return str(path) if any(path.is_relative_to(mount) for mount in mounts) else None

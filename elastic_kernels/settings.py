@@ -51,6 +51,12 @@ class ElasticKernels(Configurable):
         config=True,
         help="The taint, as key=value:effect, of spot machines; a profile with 'spot: true' tolerates it.",
     )
+    home_claims = Unicode(
+        "jupyterhub",
+        config=True,
+        help="How a user's home claim is found: jupyterhub, by the labels and the annotation of kubespawner; or a template of its name, "
+        "such as claim-{username}, or claim-{escaped_username} for claims of kubespawner before version 7.",
+    )
     identity = Unicode(
         TRUST_CLIENT,
         config=True,

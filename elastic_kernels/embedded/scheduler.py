@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
 from decimal import Decimal
-from typing import Any, Final
 
 from elastic_kernels import quantities
 from elastic_kernels.embedded.selectors import Object
 from elastic_kernels.embedded.store import Change, Store, now, record_event
+from elastic_kernels.nodes import BLOCKING, matches_affinity, matches_term, requests, tolerates
 
-_BLOCKING: Final = ("NoSchedule", "NoExecute")
 Amounts = dict[str, Decimal]
 
 
@@ -86,10 +84,11 @@ class Scheduler:
         if node["spec"].get("unschedulable"):
             return ["node(s) were unschedulable"]
         labels = node["metadata"].get("labels") or {}
-        if not _selected(pod, labels):
+        selector = pod["spec"].get("nodeSelector") or {}
+        if not selector.items() <= labels.items() or not matches_affinity(pod, labels, node["metadata"]["name"]):
             return ["node(s) didn't match Pod's node affinity"]
         for taint in node["spec"].get("taints") or ():
-            if taint["effect"] in _BLOCKING and not any(tolerates(t, taint) for t in pod["spec"].get("tolerations") or ()):
+            if taint["effect"] in BLOCKING and not any(tolerates(t, taint) for t in pod["spec"].get("tolerations") or ()):
                 return [f"node(s) had taint {{{taint['key']}: {taint.get('value', '')}}}, that the pod didn't tolerate"]
         used = self._used.get(node["metadata"]["name"], {})
         allocatable = node["status"]["allocatable"]
@@ -105,58 +104,14 @@ def is_over(pod: Object) -> bool:
     return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
 
 
-def requests(pod: Object) -> Amounts:
-    """Return what a pod's containers ask for; a limit without a request is one."""
-    total: Amounts = {}
-    for container in pod["spec"]["containers"]:
-        resources = container.get("resources") or {}
-        for name, amount in {**(resources.get("limits") or {}), **(resources.get("requests") or {})}.items():
-            total[name] = total.get(name, Decimal(0)) + quantities.parse(str(amount))
-    return total
-
-
 def claims(pod: Object) -> list[str]:
     """Return the names of the volume claims that a pod mounts."""
     volumes = pod["spec"].get("volumes") or ()
     return [volume["persistentVolumeClaim"]["claimName"] for volume in volumes if "persistentVolumeClaim" in volume]
 
 
-def tolerates(toleration: Mapping[str, Any], taint: Mapping[str, Any]) -> bool:
-    """Tell whether a toleration answers a taint (Kubernetes, "Taints and Tolerations")."""
-    if toleration.get("effect") not in (None, "", taint["effect"]):
-        return False
-    if toleration.get("operator") == "Exists":
-        return toleration.get("key") in (None, "", taint["key"])
-    return bool(toleration.get("key") == taint["key"] and toleration.get("value", "") == taint.get("value", ""))
-
-
-def matches_term(term: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
-    """Tell whether labels satisfy every expression of a node selector term; an empty term matches nothing."""
-    expressions = term.get("matchExpressions") or ()
-    return bool(expressions) and all(_satisfies(expression, labels) for expression in expressions)
-
-
-def _satisfies(expression: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
-    value, values = labels.get(expression["key"]), expression.get("values") or ()
-    operator = expression["operator"]
-    if operator == "In":
-        return value in values
-    if operator == "NotIn":
-        return value not in values
-    return bool((value is not None) == (operator == "Exists"))
-
-
-def _selected(pod: Object, labels: Mapping[str, str]) -> bool:
-    if any(labels.get(key) != value for key, value in (pod["spec"].get("nodeSelector") or {}).items()):
-        return False
-    affinity = (pod["spec"].get("affinity") or {}).get("nodeAffinity") or {}
-    required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution")
-    terms: Iterable[Mapping[str, Any]] = required["nodeSelectorTerms"] if required else ()
-    return required is None or any(matches_term(term, labels) for term in terms)
-
-
 def _preference(pod: Object, node: Object) -> int:
     affinity = (pod["spec"].get("affinity") or {}).get("nodeAffinity") or {}
     labels = node["metadata"].get("labels") or {}
     preferred = affinity.get("preferredDuringSchedulingIgnoredDuringExecution") or ()
-    return sum(term["weight"] for term in preferred if matches_term(term["preference"], labels))
+    return sum(term["weight"] for term in preferred if matches_term(term["preference"], labels, node["metadata"]["name"]))

@@ -37,9 +37,15 @@ def test_the_kernel_json() -> None:
 
 
 def test_the_profiles() -> None:
-    profiles = profilefile.loads(block("yaml", "profiles:"), "README.md")
+    profiles = profilefile.loads(block("yaml", "parts:"), "README.md")
     assert list(profiles) == ["python-small", "python-gpu", "python-spot"]
     assert profiles["python-gpu"].launch_timeout == 900
+
+
+def test_the_homes() -> None:
+    profile = profilefile.loads(block("yaml", "python-home"), "README.md")["python-home"]
+    assert profile.home is not None
+    assert [volume.mount_path for volume in profile.volumes] == ["/shared", "/data"]
 
 
 def test_the_services(tmp_path: Path) -> None:
