@@ -227,16 +227,30 @@ def _volumes(profile: Profile, record: Record, launch: Launch) -> list[dict[str,
         },
     }
     scratch = [{"name": name, "emptyDir": {}} for name in _scratch(profile, launch)]
-    home = []
+    sources = _sources(profile, launch)
+    return [own, *scratch, *({"name": name, **source} for name, source in sources.items() if _first(sources, name) == name)]
+
+
+def _sources(profile: Profile, launch: Launch) -> dict[str, dict[str, Any]]:
+    """Return what the home volume and the profile's others are, by their names."""
+    home: dict[str, dict[str, Any]] = {}
     if profile.home and launch.home:
         claim = launch.home.claim
-        home = [{"name": HOME_VOLUME, **({"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}})}]
-    return [own, *scratch, *home, *({"name": volume.name, **volume.source} for volume in profile.volumes)]
+        home = {HOME_VOLUME: {"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}}}
+    return {**home, **{volume.name: dict(volume.source) for volume in profile.volumes}}
+
+
+def _first(sources: Mapping[str, Any], name: str) -> str:
+    """Return the name under which a pod has a volume: a claim that is there twice keeps a kubelet waiting for ever."""
+    if "persistentVolumeClaim" not in sources[name]:
+        return name
+    return next(other for other, source in sources.items() if source == sources[name])
 
 
 def _mounts(profile: Profile, record: Record, launch: Launch) -> list[dict[str, Any]]:
     own = {"name": "record", "mountPath": MOUNT_PATH, "readOnly": True}
     scratch = [{"name": name, "mountPath": path} for name, path in _scratch(profile, launch).items()]
+    sources = _sources(profile, launch)
     home = []
     if profile.home and launch.home:
         sub_path = hubnames.expand(profile.home.sub_path, record.user) if launch.home.claim else ""
@@ -244,7 +258,7 @@ def _mounts(profile: Profile, record: Record, launch: Launch) -> list[dict[str, 
     given = [
         _present(
             {
-                "name": volume.name,
+                "name": _first(sources, volume.name),
                 "mountPath": volume.mount_path,
                 "subPath": hubnames.expand(volume.sub_path, record.user) or None,
                 "readOnly": volume.read_only or None,

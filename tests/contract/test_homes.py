@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -44,7 +45,15 @@ async def claim(backend: Backend, name: str, mode: str, user: str | None = None)
         )
         spec["volumeName"] = volume
     body = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
-    await backend.api.create("persistentvolumeclaims", body | ({"status": {"accessModes": [mode]}} if backend.embedded else {}))
+    await backend.api.create(
+        "persistentvolumeclaims", body | ({"status": {"accessModes": [mode], "phase": "Bound"}} if backend.embedded else {})
+    )
+
+    async def is_bound() -> bool:
+        found = await backend.api.get("persistentvolumeclaims", backend.namespace, name)
+        return found is not None and found["status"].get("phase") == "Bound"
+
+    await until(is_bound, f"the claim {name} to be bound", seconds=90)
     async with pod(backend, name, "import os; os.chmod('/v', 0o777)", security={"runAsUser": 0}) as prepared:
         await until(lambda: _phase(backend, prepared, "Succeeded"), f"the claim {name} to be prepared")
 
@@ -99,10 +108,12 @@ PROFILES: dict[str, Profile] = {
 
 @pytest.fixture(scope="module")
 async def gateway(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gateway]:
-    await claim(backend, "efs", "ReadWriteMany")
-    await claim(backend, "claim-of-ana", "ReadWriteMany", "ana")
-    await claim(backend, "claim-bia-old", "ReadWriteMany", "bia")
-    await claim(backend, "claim-leo", "ReadWriteOnce", "leo")
+    await asyncio.gather(
+        claim(backend, "efs", "ReadWriteMany"),
+        claim(backend, "claim-of-ana", "ReadWriteMany", "ana"),
+        claim(backend, "claim-bia-old", "ReadWriteMany", "bia"),
+        claim(backend, "claim-leo", "ReadWriteOnce", "leo"),
+    )
     directory = tmp_path_factory.mktemp("gateway")
     async with gateway_on(backend, directory, PROFILES, environment=IDENTITY, configuration=PLUGGED_IN) as running:
         yield running
@@ -124,7 +135,9 @@ async def kernel(gateway: Gateway, user: str, name: str, **environment: str) -> 
         async with gateway.channels(body["id"], headers=as_user(user)) as channels:
 
             async def run(code: str) -> str:
-                return str((await channels.execute(code)).text)
+                reply = await channels.execute(code)
+                assert reply.status == "ok", reply
+                return str(reply.text)
 
             run.id = body["id"]  # type: ignore[attr-defined]
             yield run
@@ -144,11 +157,15 @@ def write(place: str, path: str, text: str) -> str:
     return f"{found}; os.makedirs(os.path.dirname(p), exist_ok=True); open(p, 'w').write({text!r})"
 
 
+def files(place: str) -> str:
+    """Return an expression for the names in one of the places, without those that IPython itself makes."""
+    return f"[name for name in os.listdir(os.environ[{place!r}]) if not name.startswith('.')]"
+
+
 async def test_a_notebook_finds_what_is_beside_it(backend: Backend, gateway: Gateway) -> None:
     async with kernel(gateway, "ana", "here") as run:
         await run(write("H", "work/helper.py", "def help(): return 'of ana'"))
         await run(write("S", "team.py", "def team(): return 'of all'"))
-        await run(write("P", "own.txt", "ana's part"))
     # in her next kernel, on the other node, in the notebook's own folder
     async with kernel(gateway, "ana", "spot", KERNEL_WORKING_DIR=f"{HOME}/work") as run:
         (found,) = await backend.pods(run.id)
@@ -159,8 +176,7 @@ async def test_a_notebook_finds_what_is_beside_it(backend: Backend, gateway: Gat
     # somebody else sees what is shared, and nothing of hers, whatever they ask for
     wishes = {"KERNEL_WORKING_DIR": "/home/ana", "KERNEL_VOLUMES": "[{name: x, persistentVolumeClaim: {claimName: claim-of-ana}}]"}
     async with kernel(gateway, "bia", "here", KERNEL_USERNAME="ana", **wishes) as run:
-        cell = "import os; [os.listdir(os.environ[place]) for place in 'HP'], os.path.exists(os.environ['S'] + '/team.py')"
-        assert await run(cell) == "([[], []], True)"
+        assert await run(f"import os; os.path.exists(os.environ['S'] + '/team.py'), {files('H')}, {files('P')}") == "(True, [], [])"
         (found,) = await backend.pods(run.id)
         claims = {volume["persistentVolumeClaim"]["claimName"] for volume in found["spec"]["volumes"] if "persistentVolumeClaim" in volume}
         assert claims == {"efs", "claim-bia-old"}
@@ -174,7 +190,7 @@ async def test_a_home_that_one_machine_has_decides_where_the_kernel_runs(backend
         async with kernel(gateway, "leo", "here") as run:
             (found,) = await backend.pods(run.id)
             assert found["spec"]["nodeName"] == "general"
-            assert await run("import os; os.listdir(os.environ['H'])") == "['here.txt']"
+            assert await run(f"import os; {files('H')}") == "['here.txt']"
         status, sentence = await refused(gateway, "leo", "spot")
         assert (status, sentence) == (
             409,
@@ -183,7 +199,7 @@ async def test_a_home_that_one_machine_has_decides_where_the_kernel_runs(backend
             "volume.",
         )
         async with kernel(gateway, "leo", "spot-without") as run:
-            assert await run("import os; os.listdir(os.environ['H'])") == "[]"
+            assert await run(f"import os; {files('H')}") == "[]"
     await until(backend.is_empty, "what was refused to leave nothing")
 
 
