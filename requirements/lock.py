@@ -20,8 +20,8 @@ BUILD = ["setuptools>=70.1"]
 # later ones need Python 3.11.5, and Debian's, in the images, is 3.11.2
 HELD = ["soupsieve<3"]
 LAB = ["jupyterlab>=4,<5", "papermill", "ipykernel"]
-# a proxy in Python, so that no Node is needed
-HUB = ["jupyterhub>=5,<6", "configurable-http-proxy"]
+# kubespawner: says how it names claims; a proxy in Python, so that no Node is needed
+HUB = ["jupyterhub>=5,<6", "jupyterhub-kubespawner>=7,<8", "configurable-http-proxy"]
 # ipykernel: what kernels of the embedded cluster run in the tests that need no JupyterLab
 TEST = ["selenium", "ipykernel"]
 
@@ -43,7 +43,7 @@ HEADERS = {
 # It is an environment of its own because JupyterLab 4 needs jupyter_client>=8 and jupyter_server>=2. Nothing is held back.
 """,
     "hub.txt": """\
-# What a JupyterHub needs beside lab.txt, exact versions: for the tests with a real hub.
+# What a JupyterHub needs beside lab.txt, exact versions: for the tests with a real hub, and with kubespawner's names.
 # Renew with: make lock
 """,
 }
