@@ -36,6 +36,7 @@ async def gateway(backend: Backend, tmp_path_factory: pytest.TempPathFactory) ->
     async with aiohttp.ClientSession() as client:
         yield Gateway(f"http://{pods[0]['status']['podIP']}:8888", client, tmp_path_factory.mktemp("gateway") / "unused")
     await kubectl(backend, "delete", "deployment/gateway", "--wait=true")
+    await kubectl(backend, "delete", "clusterrole,clusterrolebinding", f"{backend.namespace}-nodes")
     await until(backend.is_empty, "the last kernel to go")
 
 
@@ -60,6 +61,9 @@ async def test_a_kernel_from_a_gateway_in_the_cluster(backend: Backend, gateway:
         ("get", "pods/log", "yes"),
         ("create", "pods/exec", "no"),
         ("create", "rolebindings", "no"),
+        ("list", "persistentvolumeclaims", "yes"),
+        ("delete", "persistentvolumeclaims", "no"),
+        ("get", "nodes", "yes"),
         ("list", "nodes", "no"),
         ("update", "pods", "no"),
     ],
