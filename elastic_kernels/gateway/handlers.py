@@ -255,9 +255,7 @@ class Sessions(Verified):
 
     async def post(self, *args: Any, **kwargs: Any) -> None:
         """Start a session, and with it a kernel; why one could not be started is said as for a kernel."""
-        body = self.get_json_body()
-        if not isinstance(body, dict) or not isinstance(body.get("kernel", {}), dict):
-            raise web.HTTPError(400, "The request's body is not the model of a session.")
+        self._model()
         try:
             await ensure_async(super().post(*args, **kwargs))
         except web.HTTPError as error:
@@ -265,6 +263,19 @@ class Sessions(Verified):
             if isinstance(cause, ElasticKernelsError):
                 raise web.HTTPError(cause.status, str(cause)) from cause
             raise cause if isinstance(cause, web.HTTPError) else error from None
+
+    async def patch(self, *args: Any, **kwargs: Any) -> None:
+        """Change a session. Enterprise Gateway cannot start another kernel for one, which is said and not tried."""
+        kernel = self._model().get("kernel") or {}
+        if kernel.get("name") is not None and kernel.get("id") is None:
+            raise web.HTTPError(400, "Start the session's new kernel with POST /api/kernels, and give its id here.")
+        await ensure_async(super().patch(*args, **kwargs))
+
+    def _model(self) -> dict[str, Any]:
+        body = self.get_json_body()
+        if not isinstance(body, dict) or not isinstance(body.get("kernel") or {}, dict):
+            raise web.HTTPError(400, "The request's body is not the model of a session.")
+        return body
 
 
 class KernelSpecs(Verified):
@@ -334,7 +345,7 @@ def _extended(handler: Any) -> Any:
 
 
 def _hide_token(request: Any) -> None:
-    """Take a token out of the request's address, which is logged; it is not looked at in any case where it would be there."""
+    """Take a token out of the request's address, which is logged. Its arguments, which are parsed by now, stay as they are."""
     path, mark, query = request.uri.partition("?")
     if mark and "token" in query:
         pairs = [(name, "[hidden]" if name == "token" else value) for name, value in parse_qsl(query, keep_blank_values=True)]

@@ -349,6 +349,8 @@ async def test_sessions_are_ones_own(gateway: Gateway, anas: str) -> None:
     ]
     for broken in malformed:
         assert 400 <= (await gateway.request("POST", "/api/sessions", broken, headers=as_user("bia")))[0] < 500
+    for broken in ([], {"kernel": 7}, {"kernel": {"name": "small"}}):
+        assert (await gateway.request("PATCH", f"/api/sessions/{his['id']}", broken, headers=as_user("bia")))[0] == 400
     status, full = await gateway.request("POST", "/api/sessions", {**model, "path": "third.ipynb"}, headers=as_user("ana"))
     assert (status, full["message"][:38]) == (403, "You have 2 of 2 interactive kernels: '")
     assert (await gateway.request("DELETE", f"/api/sessions/{hers['id']}", headers=as_user("ana")))[0] == 204
