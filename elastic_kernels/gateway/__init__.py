@@ -19,8 +19,9 @@ from traitlets import TraitError
 from traitlets.config import Config
 
 from elastic_kernels.errors import ConfigurationError
-from elastic_kernels.gateway import audit, handlers
+from elastic_kernels.gateway import audit, routes
 from elastic_kernels.gateway.managers import ElasticMappingKernelManager
+from elastic_kernels.gateway.verified import VERIFIER
 from elastic_kernels.identity.verifier import Verifier
 from elastic_kernels.settings import ElasticKernels
 
@@ -43,12 +44,12 @@ class ElasticGatewayApp(EnterpriseGatewayApp):  # type: ignore[misc]
         super().init_configurables()
 
     def _create_request_handlers(self) -> list[tuple[Any, ...]]:
-        return handlers.extended(super()._create_request_handlers())
+        return routes.extended(super()._create_request_handlers())
 
     def init_webapp(self) -> None:
         """Called after ``init_configurables``."""
         super().init_webapp()
-        self.web_app.settings[handlers.VERIFIER] = self._verifier
+        self.web_app.settings[VERIFIER] = self._verifier
         if self._verifier is None:
             self.log.warning(
                 "No user is verified (the setting identity is trust-client): anybody who reaches this gateway can be anybody, and use "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -14,10 +13,9 @@ from enterprise_gateway.services.kernels.remotemanager import (
     import_item,
 )
 from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, NoSuchKernel
-from tornado import web
 
 from elastic_kernels import identity
-from elastic_kernels.errors import ElasticKernelsError, KernelExistsError, NotFoundError, RequestError
+from elastic_kernels.errors import KernelExistsError, NotAllowedError, NotFoundError, RequestError
 from elastic_kernels.gateway import audit
 from elastic_kernels.identity import User
 from elastic_kernels.proxy import ElasticKernelProxy
@@ -47,13 +45,11 @@ class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[m
         """Start a kernel and return its id. ``user`` is whose it is to be, None where nobody is verified.
 
         What the client asked for is in ``kwargs``: ``kernel_name``, ``path``, and ``env``, without which the kernel gets none of
-        the gateway's environment either. Raises HTTPError.
+        the gateway's environment either. Raises RequestError, NotFoundError, NotAllowedError, KernelExistsError, and HTTPError
+        where the launch failed.
         """
-        try:
-            name = self._checked_kernel_name(kwargs.get("kernel_name"))
-            environment = self._checked_environment(kwargs.get("env"), user)
-        except ElasticKernelsError as error:
-            raise web.HTTPError(error.status, str(error)) from error
+        name = self._checked_kernel_name(kwargs.get("kernel_name"))
+        environment = self._checked_environment(kwargs.get("env"), user)
         kwargs |= {"kernel_name": name, "env": environment, "user": user}
         try:
             if self.is_elastic(name):
@@ -63,7 +59,7 @@ class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[m
                 self.parent.kernel_session_manager.create_session(kernel_id, **kwargs)
                 return kernel_id
             if user is not None:
-                raise web.HTTPError(403, f"{name!r} does not run in a pod of its own, so that it is open to nobody here.")
+                raise NotAllowedError(f"{name!r} does not run in a pod of its own, so that it is open to nobody here.")
             kwargs.pop("user")
             return str(await super().start_kernel(*args, **kwargs))
         finally:
@@ -130,13 +126,11 @@ class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[m
         return environment
 
     async def shutdown_kernel(self, kernel_id: str, now: bool = False, restart: bool = False) -> None:
-        """Shut a kernel down; one that is gone by then was shut down by somebody else at the same time."""
+        """Shut a kernel down; raises NotFoundError for one that somebody else shut down at the same time."""
         try:
             await super().shutdown_kernel(kernel_id, now, restart)
-        except asyncio.CancelledError:
-            raise
         except KeyError:
-            raise web.HTTPError(404, f"Kernel does not exist: {kernel_id}") from None
+            raise NotFoundError(f"Kernel does not exist: {kernel_id}") from None
 
 
 def _is_uuid4(text: Any) -> bool:

@@ -15,8 +15,9 @@ from tornado.httpserver import HTTPServer
 from tornado.testing import bind_unused_port
 from traitlets.config import Config
 
-from elastic_kernels.gateway import ElasticGatewayApp, handlers
+from elastic_kernels.gateway import ElasticGatewayApp
 from elastic_kernels.gateway.managers import ElasticMappingKernelManager
+from elastic_kernels.gateway.verified import PUBLIC, Verified
 
 ID = "0a1b2c3d-0000-4000-8000-0123456789ab"
 # the pattern, an example of a path, and what somebody without credentials gets there
@@ -63,8 +64,8 @@ def test_each_route_has_a_decision(application: ElasticGatewayApp) -> None:
     found = routes(application)
     assert set(found) == set(DECISIONS), "decide who may use what is new, and write it down here"
     for pattern, handler in found.items():
-        assert issubclass(handler, handlers.Verified), pattern
-        assert (DECISIONS[pattern][1] != 401) == issubclass(handler, handlers.PUBLIC), pattern
+        assert issubclass(handler, Verified), pattern
+        assert (DECISIONS[pattern][1] != 401) == issubclass(handler, PUBLIC), pattern
         # what names a kernel is looked up by just this name
         assert ("kernels/" in pattern) == ("kernel_id" in re.compile(pattern).groupindex), pattern
 

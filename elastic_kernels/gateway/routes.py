@@ -1,0 +1,38 @@
+"""Which of Enterprise Gateway's handlers is extended by which of ours.
+
+Every handler gets ``Verified`` put before it, also those that a later Enterprise Gateway brings: what is not listed as public
+needs a sender, and what has a kernel's id in its path needs that kernel to be the sender's.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from elastic_kernels.gateway import handlers
+from elastic_kernels.gateway.channels import Channels
+from elastic_kernels.gateway.verified import Verified
+
+EXTENSIONS: Final[dict[str, type[Verified]]] = {
+    "MainKernelHandler": handlers.Kernels,
+    "KernelActionHandler": handlers.KernelAction,
+    "ZMQChannelsHandler": Channels,
+    "SessionRootHandler": handlers.Sessions,
+    "SessionHandler": handlers.Sessions,
+    "MainKernelSpecHandler": handlers.KernelSpecs,
+    "KernelSpecHandler": handlers.KernelSpecs,
+    "KernelSpecResourceHandler": handlers.KernelSpecs,
+    "SpecJsonHandler": handlers.Description,
+    "APIYamlHandler": handlers.Description,
+}
+"""By the names that the handlers have in Enterprise Gateway and Jupyter Server."""
+
+
+def extended(handlers: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Return an application's handlers, each with what it is extended by put before it."""
+    return [(path, _extended(handler), *rest) for path, handler, *rest in handlers]
+
+
+def _extended(handler: Any) -> Any:
+    if not isinstance(handler, type) or issubclass(handler, Verified):
+        return handler
+    return type(handler.__name__, (EXTENSIONS.get(handler.__name__, Verified), handler), {})
