@@ -136,7 +136,8 @@ def _container(profile: Profile, record: Record, request: KernelRequest, launch:
 def _command(profile: Profile, record: Record, launch: Launch) -> list[str]:
     values = {
         "connection_file": f"{MOUNT_PATH}/{records.CONNECTION_FILE}",
-        "launcher": f"{MOUNT_PATH}/{records.LAUNCHER_FILE}",
+        "launcher": f"{MOUNT_PATH}/python.py",
+        "launchers": MOUNT_PATH,
         "kernel_id": record.kernel_id,
         **launch.arguments,
     }
@@ -217,7 +218,7 @@ def _affinity(profile: Profile, launch: Launch, spot: Spot) -> dict[str, Any]:
 
 
 def _volumes(profile: Profile, record: Record, launch: Launch) -> list[dict[str, Any]]:
-    items = {records.connection_key(launch.ports): records.CONNECTION_FILE, records.LAUNCHER_FILE: records.LAUNCHER_FILE}
+    items = {records.connection_key(launch.ports): records.CONNECTION_FILE, **{name: name for name in records.launcher_sources()}}
     own = {
         "name": "record",
         "secret": {

@@ -232,8 +232,9 @@ class Profile(_Part):
     description: str = ""
     language: str = "python"
     command: tuple[str, ...] = ("python", "{launcher}", "{connection_file}")
-    """The kernel's argv in the pod. ``{connection_file}`` and ``{launcher}`` stand for files in the pod; a command with
-    ``{response_address}`` is a launcher of Enterprise Gateway, whose call back is waited for."""
+    """The kernel's argv in the pod. ``{connection_file}`` stands for a file in the pod, ``{launchers}`` for the folder of our
+    launchers and ``{launcher}`` for the Python one among them; a command with ``{response_address}`` is a launcher of Enterprise
+    Gateway, whose call back is waited for."""
     image: Annotated[str, Field(min_length=1)]
     images: tuple[str, ...] = ()
     """Patterns (``*`` stands for anything but a slash) of images that a user may ask for instead. Default: none."""

@@ -1,7 +1,7 @@
 """The kernel's record: a Secret that is created before the pod, mounted into it, and outlives it.
 
 It is the slot that its kernel takes of its user's limit: its name can exist once only (see ``slots``).
-It holds the connection files and the launcher that the pod sees, and ``record.json``: what another gateway process needs to
+It holds the connection files and the launchers that the pod sees, and ``record.json``: what another gateway process needs to
 take the kernel over. It is immutable, so that no kubelet watches it, and it owns the pod.
 
 The ports are constants, because a pod has an address of its own. There are two sets of them, and each start of a kernel takes
@@ -14,13 +14,13 @@ import base64
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib import resources
 from typing import Any, Final
 
 from elastic_kernels import names
 
 CONNECTION_FILE: Final = "kernel.json"
-LAUNCHER_FILE: Final = "launcher.py"
 RECORD_FILE: Final = "record.json"
 PORT_SETS: Final = (52317, 52322)
 _CHANNELS: Final = ("shell", "iopub", "stdin", "control", "hb")
@@ -110,7 +110,7 @@ def to_secret(record: Record) -> dict[str, Any]:
     """Return the Secret of a record."""
     files = {
         **{connection_key(ports): json.dumps(connection(record, ports, "0.0.0.0")) for ports in range(len(PORT_SETS))},
-        LAUNCHER_FILE: launcher_source(),
+        **launcher_sources(),
         RECORD_FILE: json.dumps(asdict(record)),
     }
     return {
@@ -144,6 +144,9 @@ def from_secret(secret: Mapping[str, Any]) -> Record:
         raise ValueError(f"the secret {secret.get('metadata', {}).get('name')!r} is not a kernel's record") from error
 
 
-def launcher_source() -> str:
-    """Return the text of the launcher that travels with the record."""
-    return resources.files("elastic_kernels.launchers").joinpath("python.py").read_text(encoding="utf-8")
+@cache
+def launcher_sources() -> Mapping[str, str]:
+    """Return the launchers, which travel with the record, by the names of their files. They are read once."""
+    folder = resources.files("elastic_kernels.launchers")
+    files = (file for file in folder.iterdir() if file.name.endswith(".py") and file.name != "__init__.py")
+    return {file.name: file.read_text(encoding="utf-8") for file in sorted(files, key=lambda file: file.name)}

@@ -1,1 +1,1 @@
-"""What runs inside a kernel's pod. Nothing here imports elastic_kernels: a launcher travels to the pod as one file."""
+"""What runs inside a kernel's pod. Nothing here imports elastic_kernels: the launchers travel to the pod, and lie there side by side."""

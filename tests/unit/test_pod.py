@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from elastic_kernels.errors import ElasticKernelsError
 from elastic_kernels.pod import Launch, Spot, build_pod
 from elastic_kernels.profiles import Profile, parse_profile
-from elastic_kernels.record import Record
+from elastic_kernels.record import Record, launcher_sources
 from elastic_kernels.request import KernelRequest, parse_request
 
 KERNEL_ID = "9c4f2b1e-7d0a-4c56-8f3e-2a1b0c9d8e7f"
@@ -88,7 +88,7 @@ def test_the_least_profile() -> None:
                 {
                     "name": "kernel",
                     "image": "example/kernel:1",
-                    "command": ["python", "/var/run/elastic-kernels/launcher.py", "/var/run/elastic-kernels/kernel.json"],
+                    "command": ["python", "/var/run/elastic-kernels/python.py", "/var/run/elastic-kernels/kernel.json"],
                     "env": [
                         {"name": "KERNEL_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
                         {"name": "KERNEL_POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
@@ -107,7 +107,7 @@ def test_the_least_profile() -> None:
                     "name": "record",
                     "secret": {
                         "secretName": RECORD_NAME,
-                        "items": [{"key": "kernel-1.json", "path": "kernel.json"}, {"key": "launcher.py", "path": "launcher.py"}],
+                        "items": [{"key": "kernel-1.json", "path": "kernel.json"}, *({"key": name, "path": name} for name in launcher_sources())],
                         "defaultMode": 0o440,
                     },
                 }
