@@ -20,6 +20,7 @@ from elastic_kernels.errors import (
     ClusterAwayError,
     ClusterError,
     ElasticKernelsError,
+    HomeError,
     LaunchError,
     LaunchTimeoutError,
     one_line,
@@ -83,7 +84,7 @@ async def launch(
     LaunchError, LaunchTimeoutError, KernelExistsError, ClusterError and ClusterAwayError; then nothing that was created remains,
     at the latest when the API server answers again.
     """
-    attempt = _Attempt(cluster, profile, request, limits, id_is_chosen)
+    attempt = _Attempt(cluster, asked.namespace, profile, request, limits, id_is_chosen)
     cluster.unfinished.add(attempt.give_up)
     try:
         return await asyncio.wait_for(attempt.run(asked, spot, connect, arguments, home_claims, again), request.timeout)
@@ -123,10 +124,13 @@ async def ports_answer(asked: Record, ports: int, address: str) -> dict[str, Any
 class _Attempt:
     """One launch under way: what it has created so far, and the last that is known of its pod."""
 
-    def __init__(self, cluster: Cluster, profile: Profile, request: KernelRequest, limits: Limits, id_is_chosen: bool) -> None:
+    def __init__(
+        self, cluster: Cluster, namespace: str, profile: Profile, request: KernelRequest, limits: Limits, id_is_chosen: bool
+    ) -> None:
         self.title = repr(profile.display_name or profile.name)
         self.status = Status(Phase.QUEUED, "the cluster has not taken it yet")
         self._cluster = cluster
+        self._namespace = namespace
         self._profile = profile
         self._request = request
         self._limits = limits
@@ -142,6 +146,7 @@ class _Attempt:
         home = await homes.find(client, asked.namespace, self._profile, asked.user, home_claims)
         secret = await self._record(asked, again)
         kept = record.from_secret(secret)
+        self._namespace = kept.namespace
         ports = _next_ports(self._cluster, kept) if again else 0
         uid = secret["metadata"]["uid"]
         start = pod.Launch(token=secrets.token_hex(3), ports=ports, record_uid=uid, arguments=arguments, home=home)
@@ -164,7 +169,7 @@ class _Attempt:
         if self._key is not None or self._new_record is not None:
             # a container that never ran needs no time to end, and its kubelet takes its own to say so
             grace = 1 if self.status.phase is Phase.RUNNING else 0
-            self._cluster.reaper.end(self._cluster.namespace, self._key[1] if self._key else None, grace=grace, record=self._new_record)
+            self._cluster.reaper.end(self._namespace, self._key[1] if self._key else None, grace=grace, record=self._new_record)
 
     async def _record(self, asked: Record, again: bool) -> Object:
         if again and (kept := await _kept_record(self._cluster, asked.kernel_id)) is not None:
@@ -179,6 +184,12 @@ class _Attempt:
         except ClusterError as error:
             if error.code == 409:
                 self._new_record = None  # it is somebody else's
+            if error.code == 404:
+                self._new_record = None
+                raise HomeError(
+                    f"The namespace {asked.namespace!r}, where your kernels run, does not exist; start your JupyterLab server once, which "
+                    "makes it, or ask your administrator."
+                ) from error
             raise
         self._new_record = RecordRef(asked.name, asked.token, secret["metadata"]["uid"])
         return secret
@@ -250,11 +261,11 @@ async def _kept_record(cluster: Cluster, kernel_id: str) -> Object | None:
     """Return the record that a kernel which is started again has, or None if it is gone."""
     known = next((item for item in cluster.records.objects() if item["metadata"]["labels"].get(names.KERNEL_ID) == kernel_id), None)
     if known is not None:
-        found = await cluster.client.get("secrets", cluster.namespace, known["metadata"]["name"])
+        found = await cluster.client.get("secrets", known["metadata"]["namespace"], known["metadata"]["name"])
         # by now the name can be another kernel's
         return found if found is not None and found["metadata"]["uid"] == known["metadata"]["uid"] else None
     selector = f"{names.selector(cluster.deployment)},{names.KERNEL_ID}={kernel_id}"
-    listed: list[Object] = (await cluster.client.list("secrets", cluster.namespace, labelSelector=selector)).get("items") or []
+    listed: list[Object] = (await cluster.client.list("secrets", cluster.watched, labelSelector=selector)).get("items") or []
     return listed[0] if listed else None
 
 

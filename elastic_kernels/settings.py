@@ -14,7 +14,7 @@ from typing import Any, Final
 from traitlets import Dict, Enum, Float, Int, List, TraitError, TraitType, Unicode, default, validate
 from traitlets.config import Configurable
 
-from elastic_kernels import names, quantities, taints
+from elastic_kernels import hubnames, names, quantities, taints
 from elastic_kernels.errors import ConfigurationError
 from elastic_kernels.identity import TRUST_CLIENT, WAYS
 
@@ -30,6 +30,11 @@ class ElasticKernels(Configurable):
         config=True,
         help="The namespace of the kernels' pods and records. Default: EG_NAMESPACE, else the gateway's own namespace, else the "
         "kubeconfig context's, else 'default'.",
+    )
+    user_namespace = Unicode(
+        config=True,
+        help="The template of a namespace for each user's kernels, such as hub-{username}: that of JupyterHub's servers, because home "
+        "volumes can be mounted in their own namespace alone. Needs rights in all namespaces. Default: all kernels are in one.",
     )
     deployment = Unicode(
         "default",
@@ -142,6 +147,13 @@ class ElasticKernels(Configurable):
                 quantities.parse(amount)
             except ValueError as error:
                 raise TraitError(f"{name}: {error}.") from error
+        return value
+
+    @validate("user_namespace")
+    def _check_user_namespace(self, proposal: dict[str, Any]) -> str:
+        value: str = proposal["value"]
+        if value and (hubnames.expand(value, "a") == value or names.slug(hubnames.expand(value, "a")) != hubnames.expand(value, "a")):
+            raise TraitError(f"{value!r} is not a template of namespaces; write one such as hub-{{username}}.")
         return value
 
     @validate("deployment")

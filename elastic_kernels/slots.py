@@ -53,6 +53,7 @@ class Limits:
 class Holder:
     """What the metadata of a kernel's record says."""
 
+    namespace: str
     name: str
     uid: str
     order: int
@@ -84,6 +85,7 @@ def holder(secret: Mapping[str, Any]) -> Holder:
     except ValueError:
         usage = {}
     return Holder(
+        namespace=metadata["namespace"],
         name=metadata["name"],
         uid=metadata["uid"],
         order=int(metadata["resourceVersion"]),
@@ -208,7 +210,7 @@ async def _confirm(cluster: Cluster, mine: Holder, limits: Limits, id_is_chosen:
 
 async def _known(cluster: Cluster, mine: Holder) -> list[Holder]:
     """Return the records as they were, all of them, at a moment after ``mine`` was created."""
-    key = (cluster.namespace, mine.name)
+    key = (mine.namespace, mine.name)
     seen = asyncio.Event()
 
     def look(_: Object | None = None) -> None:
@@ -230,7 +232,7 @@ async def _known(cluster: Cluster, mine: Holder) -> list[Holder]:
 async def _listed(cluster: Cluster, user: str | None) -> list[Holder]:
     """Return the records that there are now, of one user or of all, as the API server says."""
     selector = names.selector(cluster.deployment) + (f",{names.USER}={names.slug(user)}" if user is not None else "")
-    answer = await cluster.client.list("secrets", cluster.namespace, metadata_only=True, labelSelector=selector)
+    answer = await cluster.client.list("secrets", cluster.watched, metadata_only=True, labelSelector=selector)
     return [holder(item) for item in answer.get("items") or ()]
 
 

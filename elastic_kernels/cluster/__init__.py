@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
-from elastic_kernels import names
+from elastic_kernels import hubnames, names
 from elastic_kernels.cluster.client import Client, Object
 from elastic_kernels.cluster.informer import Informer, Key
 from elastic_kernels.cluster.reaper import Ending, Reaper, RecordRef
@@ -31,14 +31,17 @@ _CLOSE_SECONDS: Final = 5.0
 class Cluster:
     """One gateway process's connection to its cluster. Belongs to the event loop on which it was opened."""
 
-    def __init__(self, client: Client, namespace: str, deployment: str) -> None:
+    def __init__(self, client: Client, namespace: str, deployment: str, user_namespace: str = "") -> None:
+        """``user_namespace`` is the template of each user's own namespace, or empty where all kernels are in ``namespace``."""
         self.client = client
-        self.namespace = namespace
-        """Where the kernels' pods and records live."""
         self.deployment = deployment
+        self._namespace = namespace
+        self._user_namespace = user_namespace
+        self.watched = None if user_namespace else namespace
+        """The one namespace that holds all kernels' pods and records, or None if any may."""
         selectors = {"labelSelector": names.selector(deployment)}
-        self.pods = Informer(client, "pods", namespace, selectors=selectors)
-        self.records = Informer(client, "secrets", namespace, selectors=selectors, metadata_only=True)
+        self.pods = Informer(client, "pods", self.watched, selectors=selectors)
+        self.records = Informer(client, "secrets", self.watched, selectors=selectors, metadata_only=True)
         """The kernels' records, without what is in them."""
         self.reaper = Reaper(client, self.pods)
         self.unfinished: set[Callable[[], None]] = set()
@@ -54,7 +57,8 @@ class Cluster:
             request_timeout=settings.request_timeout,
             retry_time=settings.retry_time,
         )
-        cluster = cls(client, settings.namespace or default_namespace(client.context_namespace), settings.deployment)
+        namespace = settings.namespace or default_namespace(client.context_namespace)
+        cluster = cls(client, namespace, settings.deployment, settings.user_namespace)
         loop = asyncio.get_running_loop()
         sweeper = Sweeper(cluster.pods, cluster.records, cluster.reaper)
         cluster._tasks = [
@@ -62,8 +66,12 @@ class Cluster:
             loop.create_task(cluster.records.run(), name="watch records"),
             loop.create_task(sweeper.run(), name="sweep"),
         ]
-        log.info("Kernels run in the namespace %r, as the deployment %r", cluster.namespace, cluster.deployment)
+        log.info("Kernels run in the namespace %r, as the deployment %r", settings.user_namespace or namespace, cluster.deployment)
         return cluster
+
+    def namespace_of(self, user: str) -> str:
+        """Return the namespace of a user's pods and records: that of all, or one of their own, where their claims are."""
+        return hubnames.expand(self._user_namespace, user) if self._user_namespace else self._namespace
 
     async def close(self, seconds: float = 0.0) -> None:
         """Stop watching and close all connections; running kernels stay as they are.

@@ -275,7 +275,7 @@ async def _every_slot_can_be_had(world: World, users: tuple[str, ...], classes: 
     gateway = next(gateway for gateway in world.gateways if gateway.lives)
     for user, limit_class in itertools.product(users, classes):
         held = [slots.holder(item) for item in world.store.list("secrets", NAMESPACE)]
-        mine = slots.Holder("", "", 10**9, user, limit_class, "", "", "", "", "", slots.usage(PROFILES[limit_class]))
+        mine = slots.Holder("", "", "", 10**9, user, limit_class, "", "", "", "", "", slots.usage(PROFILES[limit_class]))
         is_full = slots.exceeded(world.limits, mine, held) is not None
         task = asyncio.get_running_loop().create_task(gateway.start(user, limit_class))
         while not task.done():

@@ -107,7 +107,10 @@ def test_the_least_profile() -> None:
                     "name": "record",
                     "secret": {
                         "secretName": RECORD_NAME,
-                        "items": [{"key": "kernel-1.json", "path": "kernel.json"}, *({"key": name, "path": name} for name in launcher_sources())],
+                        "items": [
+                            {"key": "kernel-1.json", "path": "kernel.json"},
+                            *({"key": name, "path": name} for name in launcher_sources()),
+                        ],
                         "defaultMode": 0o440,
                     },
                 }

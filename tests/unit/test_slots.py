@@ -17,7 +17,7 @@ from elastic_kernels.profiles import parse_profile
 from elastic_kernels.record import Record, from_secret, to_secret
 from elastic_kernels.slots import Holder, Limits, exceeded
 
-SMALL = Holder("n1", "u1", 10, "ana", "interactive", "1", "k1", "Small", "", "2026-11-24T09:05:00Z", {"memory": "2Gi", "cpu": "1"})
+SMALL = Holder("ns", "n1", "u1", 10, "ana", "interactive", "1", "k1", "Small", "", "2026-11-24T09:05:00Z", {"memory": "2Gi", "cpu": "1"})
 GPU = replace(
     SMALL, name="n2", uid="u2", order=20, limit_class="gpu", title="GPU", notebook="work/train.ipynb", usage={"memory": "8Gi", "gpu": "2"}
 )
@@ -86,7 +86,7 @@ def test_a_record_says_what_it_holds() -> None:
     secret["metadata"] |= {"uid": "u", "resourceVersion": "7", "creationTimestamp": "2026-11-24T09:05:00Z"}
     found = slots.holder(secret)
     assert found == Holder(
-        record.name, "u", 7, "Ana <a@b>", "interactive", "2", "k", "Small", "a/b.ipynb", "2026-11-24T09:05:00Z", {"gpu": "1"}
+        "ns", record.name, "u", 7, "Ana <a@b>", "interactive", "2", "k", "Small", "a/b.ipynb", "2026-11-24T09:05:00Z", {"gpu": "1"}
     )
     assert from_secret(secret) == record
 
