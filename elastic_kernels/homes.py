@@ -33,6 +33,8 @@ class Home:
     """The one node that can mount it now, or empty if any can."""
     holder: str = ""
     """The pod that uses it there."""
+    terms: tuple[Mapping[str, Any], ...] = ()
+    """Where its volume can be, as node selector terms of Kubernetes, any of which will do; none if it can be anywhere."""
 
 
 SCRATCH: Final = Home()
@@ -66,17 +68,23 @@ async def find(client: Client, namespace: str, profile: Profile, user: str, clai
         why = "one pod alone can use it" if "ReadWriteOncePod" in modes else "it can only be read"
         return _unreachable(profile, f"Your home volume, the claim {name!r}, cannot be used by a kernel beside your server, because {why}.")
     holder = await _holder(client, namespace, name)
-    return Home(name, node=holder["spec"]["nodeName"], holder=holder["metadata"]["name"]) if holder else Home(name)
+    if holder is not None:
+        return Home(name, node=holder["spec"]["nodeName"], holder=holder["metadata"]["name"])
+    volume = await _look(client, "persistentvolumes", str(claim["spec"].get("volumeName") or ""))
+    required = (((volume or {}).get("spec") or {}).get("nodeAffinity") or {}).get("required") or {}
+    return Home(name, terms=tuple(required.get("nodeSelectorTerms") or ()))
 
 
 async def reachable(client: Client, profile: Profile, home: Home, manifest: Mapping[str, Any]) -> Home:
     """Return ``home`` if the pod of ``manifest`` can run where it is, else what the profile says: nothing of it, or HomeError."""
-    try:
-        node = await client.get("nodes", "", home.node)
-    except ClusterError as error:
-        # a gateway without the right to look at nodes leaves it to the scheduler
-        log.info("The node %s cannot be looked at: %s", home.node, error)
-        return home
+    place = nodes.contradiction(manifest, home.terms)
+    if place is not None:
+        return _unreachable(
+            profile,
+            f"Your home volume, the claim {home.claim!r}, lies where {place[0]} is {place[1]}, and {_title(profile)} runs elsewhere; "
+            "choose another kernel.",
+        )
+    node = await _look(client, "nodes", home.node)
     why = nodes.obstacle(manifest, node) if node is not None else None
     if why is None:
         return home
@@ -153,6 +161,17 @@ async def _holder(client: Client, namespace: str, claim: str) -> Object | None:
         if not ended and pod["spec"].get("nodeName") and any(_claims(volume) == claim for volume in volumes):
             return dict(pod)
     return None
+
+
+async def _look(client: Client, resource: str, name: str) -> Object | None:
+    """Return what belongs to no namespace; None also for a gateway without the right to look, which leaves it to the scheduler."""
+    if not name:
+        return None
+    try:
+        return await client.get(resource, "", name)
+    except ClusterError as error:
+        log.info("%s %s cannot be looked at: %s", resource, name, error)
+        return None
 
 
 def _claims(volume: Mapping[str, Any]) -> str | None:

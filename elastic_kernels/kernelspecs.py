@@ -17,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-from elastic_kernels import quantities
+from elastic_kernels import names, quantities
 from elastic_kernels.errors import ConfigurationError, ElasticKernelsError
 from elastic_kernels.profiles import PROXY_CLASS, Profile, from_kernelspec, to_kernelspec
 
@@ -52,7 +52,11 @@ def install(profiles: Iterable[Profile], directory: Path) -> list[str]:
     Raises ConfigurationError, before anything is written, if a name belongs to a kernelspec that is not ours; and if the
     directory cannot be written to.
     """
-    wanted = {profile.name: profile for profile in profiles}
+    wanted: dict[str, Profile] = {}
+    for profile in (each for given in profiles for each in variants(given)):
+        if profile.name in wanted:
+            raise ConfigurationError(f"Two kernelspecs would be named {profile.name!r}; name the profile or its image differently.")
+        wanted[profile.name] = profile
     for name in wanted:
         if (directory / name / KERNEL_FILE).exists() and not _is_ours(directory / name):
             raise ConfigurationError(
@@ -73,6 +77,16 @@ def install(profiles: Iterable[Profile], directory: Path) -> list[str]:
     except OSError as error:
         raise ConfigurationError(f"{directory} cannot be written to ({error.strerror}).") from error
     return old
+
+
+def variants(profile: Profile) -> list[Profile]:
+    """Return the profile, and one more for each of its named images: what the Launcher shows."""
+    title = profile.display_name or profile.name
+    chosen = (
+        {"name": f"{profile.name}-{names.slug(name)}", "display_name": f"{title} | {name}", "image": image, "named_images": {}}
+        for name, image in profile.named_images.items()
+    )
+    return [profile, *(profile.model_copy(update=changes) for changes in chosen)]
 
 
 def installed(directories: Iterable[Path]) -> list[Installed]:

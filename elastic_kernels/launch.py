@@ -145,18 +145,26 @@ class _Attempt:
         client = self._cluster.client
         home = await homes.find(client, asked.namespace, self._profile, asked.user, home_claims)
         secret = await self._record(asked, again)
-        kept = record.from_secret(secret)
+        # whose groups may be others by now
+        kept = replace(record.from_secret(secret), groups=asked.groups)
         self._namespace = kept.namespace
         ports = _next_ports(self._cluster, kept) if again else 0
         uid = secret["metadata"]["uid"]
         start = pod.Launch(token=secrets.token_hex(3), ports=ports, record_uid=uid, arguments=arguments, home=home)
-        manifest = pod.build_pod(self._profile, kept, self._request, start, spot)
-        if home is not None and home.node and (reached := await homes.reachable(client, self._profile, home, manifest)) != home:
-            manifest = pod.build_pod(self._profile, kept, self._request, replace(start, home=reached), spot)
+        manifest = await self._manifest(kept, start, spot)
         self._key = (kept.namespace, manifest["metadata"]["name"])
         created = await self._create("pods", manifest)
         address, connection = await self._connected(created, lambda address: connect(kept, ports, address))
         return Started(self._key, address, connection, RecordRef(kept.name, kept.token, secret["metadata"]["uid"]))
+
+    async def _manifest(self, kept: Record, start: pod.Launch, spot: pod.Spot) -> Object:
+        """Return the pod's manifest: without the home volume if the pod cannot run where that is, and the profile lets it go."""
+        manifest = pod.build_pod(self._profile, kept, self._request, start, spot)
+        home = start.home
+        if home is None or not (home.node or home.terms):
+            return manifest
+        reached = await homes.reachable(self._cluster.client, self._profile, home, manifest)
+        return manifest if reached == home else pod.build_pod(self._profile, kept, self._request, replace(start, home=reached), spot)
 
     def give_up(self) -> None:
         """Have everything deleted that this attempt created, also what the API server is still about to create."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from elastic_kernels import quantities
@@ -33,6 +33,33 @@ def obstacle(pod: Mapping[str, Any], node: Mapping[str, Any]) -> str | None:
     return None
 
 
+def contradiction(pod: Mapping[str, Any], terms: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
+    """Return a label and its values that each of the node selector terms requires, and the pod excludes; None if there is none.
+
+    Used with a profile's manifest and the terms of a volume, for example that it lies in one zone: no node that is or comes will do.
+    """
+    required = [
+        [(e["key"], frozenset(e.get("values") or ())) for e in term.get("matchExpressions") or () if e["operator"] == "In"]
+        for term in terms
+    ]
+    excluded = [next(((key, values) for key, values in term if _excludes(pod, key, values)), None) for term in required]
+    first = excluded[0] if excluded else None
+    return (first[0], " or ".join(sorted(first[1]))) if first is not None and None not in excluded else None
+
+
+def _excludes(pod: Mapping[str, Any], key: str, values: frozenset[str]) -> bool:
+    """Tell whether the pod can run on no node whose label ``key`` has one of the values."""
+    selected = (pod["spec"].get("nodeSelector") or {}).get(key)
+    if selected is not None and selected not in values:
+        return True
+    alternatives = _required_terms(pod)
+    own = [
+        [set(e.get("values") or ()) for e in term.get("matchExpressions") or () if e["key"] == key and e["operator"] == "In"]
+        for term in alternatives
+    ]
+    return bool(alternatives) and all(any(wanted.isdisjoint(values) for wanted in term) for term in own)
+
+
 def requests(pod: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a pod's containers ask for; a limit without a request is one."""
     total: dict[str, Any] = {}
@@ -54,10 +81,14 @@ def tolerates(toleration: Mapping[str, Any], taint: Mapping[str, Any]) -> bool:
 
 def matches_affinity(pod: Mapping[str, Any], labels: Mapping[str, str], name: str) -> bool:
     """Tell whether a node of these labels and this name is one that the pod's required node affinity admits."""
+    terms = _required_terms(pod)
+    return not terms or any(matches_term(term, labels, name) for term in terms)
+
+
+def _required_terms(pod: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     affinity = (pod["spec"].get("affinity") or {}).get("nodeAffinity") or {}
-    required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution")
-    terms: Iterable[Mapping[str, Any]] = required["nodeSelectorTerms"] if required else ()
-    return required is None or any(matches_term(term, labels, name) for term in terms)
+    required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or {}
+    return list(required.get("nodeSelectorTerms") or ())
 
 
 def matches_term(term: Mapping[str, Any], labels: Mapping[str, str], name: str) -> bool:

@@ -8,14 +8,15 @@ them is expanded or parsed by anybody on the way.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from elastic_kernels import hubnames, names, taints
+from elastic_kernels import mounts, names, taints
 from elastic_kernels import record as records
 from elastic_kernels.homes import Home
 from elastic_kernels.merge import merge
+from elastic_kernels.mounts import Mount
 from elastic_kernels.profiles import Profile
 from elastic_kernels.record import Record
 from elastic_kernels.request import KernelRequest
@@ -23,7 +24,6 @@ from elastic_kernels.request import KernelRequest
 CONTAINER: Final = "kernel"
 MOUNT_PATH: Final = "/var/run/elastic-kernels"
 HOME: Final = "/home/jovyan"
-HOME_VOLUME: Final = "home"
 _PLACEHOLDER: Final = re.compile(r"\{([a-z_]+)\}")
 
 
@@ -79,6 +79,8 @@ def build_pod(profile: Profile, record: Record, request: KernelRequest, launch: 
 
 def _spec(profile: Profile, record: Record, request: KernelRequest, launch: Launch, spot: Spot) -> dict[str, Any]:
     security = profile.security
+    mounted = mounts.mounts(profile, record.user, record.groups, launch.home)
+    resources = _resources(profile)
     return _present(
         {
             "restartPolicy": "Never",
@@ -105,22 +107,27 @@ def _spec(profile: Profile, record: Record, request: KernelRequest, launch: Laun
                     "seccompProfile": {"type": "RuntimeDefault"},
                 }
             ),
-            "containers": [_container(profile, record, request, launch)],
-            "volumes": _volumes(profile, record, launch),
+            "initContainers": mounts.folder_containers(profile, mounted, _without_gpu(profile, resources)),
+            "containers": [_container(profile, record, request, launch, mounted, resources)],
+            "volumes": _volumes(profile, record, launch, mounted),
         }
     )
 
 
-def _container(profile: Profile, record: Record, request: KernelRequest, launch: Launch) -> dict[str, Any]:
+def _container(
+    profile: Profile, record: Record, request: KernelRequest, launch: Launch, mounted: Sequence[Mount], resources: Mapping[str, Any]
+) -> dict[str, Any]:
+    home = profile.home.mount_path if profile.home and launch.home else None
     return _present(
         {
             "name": CONTAINER,
             "image": request.image,
             "imagePullPolicy": profile.image_pull_policy,
             "command": _command(profile, record, launch),
-            "workingDir": profile.working_directory,
-            "env": _environment(profile, record, request, launch),
-            "resources": _resources(profile),
+            # where JupyterLab starts, too
+            "workingDir": profile.working_directory or home,
+            "env": _environment(profile, record, request, launch, home),
+            "resources": resources,
             "securityContext": _present(
                 {
                     "allowPrivilegeEscalation": False,
@@ -128,7 +135,7 @@ def _container(profile: Profile, record: Record, request: KernelRequest, launch:
                     "readOnlyRootFilesystem": profile.security.read_only_root or None,
                 }
             ),
-            "volumeMounts": _mounts(profile, record, launch),
+            "volumeMounts": _mounts(profile, mounted),
         }
     )
 
@@ -144,9 +151,10 @@ def _command(profile: Profile, record: Record, launch: Launch) -> list[str]:
     return [_PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), argument) for argument in profile.command]
 
 
-def _environment(profile: Profile, record: Record, request: KernelRequest, launch: Launch) -> list[dict[str, Any]]:
+def _environment(profile: Profile, record: Record, request: KernelRequest, launch: Launch, home: str | None) -> list[dict[str, Any]]:
     derived = {"KERNEL_POD_NAME": "metadata.name", "KERNEL_POD_IP": "status.podIP"}
     plain = {
+        **({"HOME": home} if home else {}),
         **profile.environment,
         **{name: _literal(value) for name, value in request.environment.items()},
         "KERNEL_ID": record.kernel_id,
@@ -155,6 +163,7 @@ def _environment(profile: Profile, record: Record, request: KernelRequest, launc
         "KERNEL_USERNAME": _literal(record.user),
         "KERNEL_NAMESPACE": record.namespace,
         **({"KERNEL_WORKING_DIR": _literal(request.working_directory)} if request.working_directory else {}),
+        **_packages(profile, request),
         # the names under which the start scripts of Enterprise Gateway's images look for their arguments
         **{name.upper(): value for name, value in launch.arguments.items()},
     }
@@ -163,6 +172,15 @@ def _environment(profile: Profile, record: Record, request: KernelRequest, launc
         *({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in derived.items()),
         *({"name": name, "value": value} for name, value in sorted(plain.items()) if name not in derived),
     ]
+
+
+def _packages(profile: Profile, request: KernelRequest) -> dict[str, str]:
+    """Return where the launcher finds packages: the user's are kept apart for each image, and by the launcher for each Python."""
+    folder = profile.package_folder
+    if profile.packages is None or folder is None:
+        return {}
+    team = {"KERNEL_TEAM_PACKAGES": ":".join(profile.packages.team)} if profile.packages.team else {}
+    return {"KERNEL_PACKAGES": f"{folder}/{names.slug(request.image, limit=63)}", **team}
 
 
 def _literal(text: str) -> str:
@@ -182,6 +200,11 @@ def _resources(profile: Profile) -> dict[str, Any]:
         # Kubernetes wants request and limit of an extended resource to be equal
         requests[profile.gpu.resource] = limits[profile.gpu.resource] = str(profile.gpu.count)
     return _present({"requests": requests, "limits": limits})
+
+
+def _without_gpu(profile: Profile, resources: Mapping[str, Any]) -> dict[str, Any]:
+    gpu = profile.gpu.resource if profile.gpu else ""
+    return {kind: {name: amount for name, amount in amounts.items() if name != gpu} for kind, amounts in resources.items()}
 
 
 def _tolerations(profile: Profile, spot: Spot) -> list[dict[str, Any]]:
@@ -217,7 +240,7 @@ def _affinity(profile: Profile, launch: Launch, spot: Spot) -> dict[str, Any]:
     return {**profile.affinity, "nodeAffinity": {**node_affinity, **required}}
 
 
-def _volumes(profile: Profile, record: Record, launch: Launch) -> list[dict[str, Any]]:
+def _volumes(profile: Profile, record: Record, launch: Launch, mounted: Sequence[Mount]) -> list[dict[str, Any]]:
     items = {records.connection_key(launch.ports): records.CONNECTION_FILE, **{name: name for name in records.launcher_sources()}}
     own = {
         "name": "record",
@@ -227,54 +250,21 @@ def _volumes(profile: Profile, record: Record, launch: Launch) -> list[dict[str,
             "defaultMode": 0o440,
         },
     }
-    scratch = [{"name": name, "emptyDir": {}} for name in _scratch(profile, launch)]
-    sources = _sources(profile, launch)
-    return [own, *scratch, *({"name": name, **source} for name, source in sources.items() if _first(sources, name) == name)]
+    scratch = [{"name": name, "emptyDir": {}} for name in _scratch(profile, mounted)]
+    return [own, *scratch, *mounts.volumes(mounted)]
 
 
-def _sources(profile: Profile, launch: Launch) -> dict[str, dict[str, Any]]:
-    """Return what the home volume and the profile's others are, by their names."""
-    home: dict[str, dict[str, Any]] = {}
-    if profile.home and launch.home:
-        claim = launch.home.claim
-        home = {HOME_VOLUME: {"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}}}
-    return {**home, **{volume.name: dict(volume.source) for volume in profile.volumes}}
-
-
-def _first(sources: Mapping[str, Any], name: str) -> str:
-    """Return the name under which a pod has a volume: a claim that is there twice keeps a kubelet waiting for ever."""
-    if "persistentVolumeClaim" not in sources[name]:
-        return name
-    return next(other for other, source in sources.items() if source == sources[name])
-
-
-def _mounts(profile: Profile, record: Record, launch: Launch) -> list[dict[str, Any]]:
+def _mounts(profile: Profile, mounted: Sequence[Mount]) -> list[dict[str, Any]]:
     own = {"name": "record", "mountPath": MOUNT_PATH, "readOnly": True}
-    scratch = [{"name": name, "mountPath": path} for name, path in _scratch(profile, launch).items()]
-    sources = _sources(profile, launch)
-    home = []
-    if profile.home and launch.home:
-        sub_path = hubnames.expand(profile.home.sub_path, record.user) if launch.home.claim else ""
-        home = [_present({"name": HOME_VOLUME, "mountPath": profile.home.mount_path, "subPath": sub_path or None})]
-    given = [
-        _present(
-            {
-                "name": _first(sources, volume.name),
-                "mountPath": volume.mount_path,
-                "subPath": hubnames.expand(volume.sub_path, record.user) or None,
-                "readOnly": volume.read_only or None,
-            }
-        )
-        for volume in profile.volumes
-    ]
-    return [own, *scratch, *home, *given]
+    scratch = [{"name": name, "mountPath": path} for name, path in _scratch(profile, mounted).items()]
+    return [own, *scratch, *mounts.volume_mounts(mounted)]
 
 
-def _scratch(profile: Profile, launch: Launch) -> dict[str, str]:
+def _scratch(profile: Profile, mounted: Sequence[Mount]) -> dict[str, str]:
     """Return the volumes that make a read-only container usable, except where the profile mounts something of its own."""
     if not profile.security.read_only_root:
         return {}
-    taken = {volume.mount_path for volume in profile.volumes} | ({profile.home.mount_path} if profile.home and launch.home else set())
+    taken = {mount.path for mount in mounted}
     return {name: path for name, path in {"scratch-tmp": "/tmp", "scratch-home": HOME}.items() if path not in taken}
 
 

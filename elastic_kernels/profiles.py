@@ -10,41 +10,39 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Mapping
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
-from elastic_kernels import names, quantities, taints
+from elastic_kernels import quantities
 from elastic_kernels.errors import ProfileError
-
-# what images have their programs and libraries in
-_NOT_MOUNTED: Final = (
-    *("/", "/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/opt", "/proc", "/sbin", "/sys"),
-    *("/usr", "/usr/bin", "/usr/lib", "/usr/local", "/usr/local/bin", "/usr/local/lib"),
+from elastic_kernels.fields import (
+    AbsolutePath,
+    AffinityKind,
+    DnsLabel,
+    DnsName,
+    EnvironmentName,
+    EnvironmentPattern,
+    Labels,
+    OwnAnnotations,
+    OwnLabels,
+    Part,
+    Quantity,
+    Toleration,
+    matching,
+    quantity,
 )
+from elastic_kernels.storage import Home, Packages, Volume
+
 PROXY_CLASS: Final = "elastic_kernels.proxy.ElasticKernelProxy"
-
-_ENVIRONMENT_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_ENVIRONMENT_PATTERN: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\*?")
-_DNS_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
-_DNS_LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-
-
-def _quantity(value: Any) -> str:
-    text = str(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else repr(value)
-    try:
-        amount = quantities.parse(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is not a quantity (write 500m or 2 for CPUs, 512Mi or 4Gi for bytes)") from None
-    if amount <= 0:
-        raise ValueError(f"{text!r} is not a quantity above zero")
-    return text
+_PACKAGES: Final = ".elastic-kernels/packages"
 
 
 def _request_and_limit(value: Any) -> Any:
     if isinstance(value, Mapping | BaseModel):
         return value
-    amount = _quantity(value)
+    amount = quantity(value)
     return {"request": amount, "limit": amount}
 
 
@@ -52,88 +50,7 @@ def _gpu(value: Any) -> Any:
     return {"count": value} if isinstance(value, int) else value
 
 
-def _toleration(value: Any) -> Any:
-    if isinstance(value, str):
-        return taints.toleration(value)
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{value!r} is not a toleration: write a taint as key=value:effect, or Kubernetes' own mapping")
-    unknown = set(value) - {"key", "operator", "value", "effect", "tolerationSeconds"}
-    if unknown:
-        raise ValueError(f"{sorted(unknown)[0]!r} is not a field of a toleration")
-    if value.get("operator", "Equal") not in ("Equal", "Exists"):
-        raise ValueError(f"{value['operator']!r} is not an operator of a toleration: Equal or Exists")
-    if value.get("effect") not in (None, "", *taints.EFFECTS):
-        raise ValueError(f"{value['effect']!r} is not an effect of a taint: {', '.join(taints.EFFECTS)}")
-    if value.get("key") and not taints.is_qualified_name(value["key"]):
-        raise ValueError(f"{value['key']!r} is not the key of a taint")
-    if not value.get("key") and value.get("operator") != "Exists":
-        raise ValueError("a toleration without a key needs the operator Exists")
-    return dict(value)
-
-
-def _matching(pattern: re.Pattern[str], what: str) -> AfterValidator:
-    def check(value: str) -> str:
-        if not pattern.fullmatch(value):
-            raise ValueError(f"{value!r} is not {what}")
-        return value
-
-    return AfterValidator(check)
-
-
-def _label_key(value: str) -> str:
-    if not taints.is_qualified_name(value):
-        raise ValueError(f"{value!r} is not the key of a label or annotation")
-    return value
-
-
-def _label_value(value: str) -> str:
-    if not taints.is_label_value(value):
-        raise ValueError(f"{value!r} is not the value of a label")
-    return value
-
-
-def _not_ours(value: str) -> str:
-    if value.startswith(names.PREFIX) or value in (names.MANAGED_BY, names.GATEWAY_KERNEL_ID, *names.GATEWAY_LABELS):
-        raise ValueError(f"{value!r} is set by the gateway itself")
-    return value
-
-
-def _absolute(value: str) -> str:
-    if not value.startswith("/") or ".." in value.split("/") or ":" in value:
-        raise ValueError(f"{value!r} is not an absolute path")
-    return value.rstrip("/") or "/"
-
-
-def _sub_path(value: str) -> str:
-    if value.startswith("/") or ".." in value.split("/"):
-        raise ValueError(f"{value!r} is not a folder within a volume")
-    unknown = set(re.findall(r"\{[^}]*\}", value)) - {"{username}", "{escaped_username}"}
-    if unknown:
-        raise ValueError(f"{sorted(unknown)[0]} is not known here: {{username}} and {{escaped_username}} are")
-    return value
-
-
-SubPath = Annotated[str, AfterValidator(_sub_path)]
-Quantity = Annotated[str, BeforeValidator(_quantity, json_schema_input_type=str | int | float)]
-Toleration = Annotated[dict[str, Any], BeforeValidator(_toleration, json_schema_input_type=str | dict[str, Any])]
-AbsolutePath = Annotated[str, AfterValidator(_absolute)]
-DnsName = Annotated[str, _matching(_DNS_NAME, "a name of Kubernetes (lower-case letters, digits, hyphens, dots)")]
-DnsLabel = Annotated[str, _matching(_DNS_LABEL, "a name of Kubernetes (lower-case letters, digits and hyphens, at most 63)")]
-EnvironmentName = Annotated[str, _matching(_ENVIRONMENT_NAME, "the name of an environment variable")]
-EnvironmentPattern = Annotated[str, _matching(_ENVIRONMENT_PATTERN, "the name of an environment variable, or the start of one and *")]
-AffinityKind = Annotated[
-    str, _matching(re.compile("nodeAffinity|podAffinity|podAntiAffinity"), "one of nodeAffinity, podAffinity, podAntiAffinity")
-]
-Labels = dict[Annotated[str, AfterValidator(_label_key)], Annotated[str, AfterValidator(_label_value)]]
-OwnLabels = dict[Annotated[str, AfterValidator(_label_key), AfterValidator(_not_ours)], Annotated[str, AfterValidator(_label_value)]]
-OwnAnnotations = dict[Annotated[str, AfterValidator(_label_key), AfterValidator(_not_ours)], str]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True)
-
-
-class Resource(_Part):
+class Resource(Part):
     """How much of CPU or memory: one quantity for both, or request and limit apart."""
 
     request: Quantity | None = None
@@ -148,12 +65,12 @@ class Resource(_Part):
         return self
 
 
-class Gpu(_Part):
+class Gpu(Part):
     """Graphics processors, as an extended resource of the nodes."""
 
     count: Annotated[int, Field(ge=0)]
     """How many; a plain number in place of this mapping means the same."""
-    resource: Annotated[str, _matching(re.compile(r"[a-z0-9.-]+/[A-Za-z0-9._-]+"), "an extended resource such as nvidia.com/gpu")] = (
+    resource: Annotated[str, matching(re.compile(r"[a-z0-9.-]+/[A-Za-z0-9._-]+"), "an extended resource such as nvidia.com/gpu")] = (
         "nvidia.com/gpu"
     )
     """The extended resource that the device plugin offers."""
@@ -166,52 +83,7 @@ class Gpu(_Part):
 Amounts = Annotated[Resource, BeforeValidator(_request_and_limit, json_schema_input_type=str | int | float | Resource)]
 
 
-class Volume(_Part):
-    """A volume, at one path, the same for every kernel of the profile."""
-
-    name: DnsLabel
-    """Its name in the pod."""
-    mount_path: AbsolutePath
-    """Where the kernel sees it."""
-    source: Annotated[dict[str, dict[str, Any]], Field(min_length=1, max_length=1)]
-    """What it is, in Kubernetes' spelling: ``{persistentVolumeClaim: {claimName: shared}}``, ``{emptyDir: {}}``, …"""
-    read_only: bool = False
-    sub_path: SubPath = ""
-    """A folder of the volume in place of the whole. ``{username}`` in it is the user's name as JupyterHub's kubespawner writes it,
-    ``{escaped_username}`` as it did before version 7."""
-
-
-class NewClaim(_Part):
-    """A claim that the gateway creates."""
-
-    size: Quantity
-    access_modes: tuple[Literal["ReadWriteOnce", "ReadWriteMany"], ...] = ("ReadWriteOnce",)
-    storage_class: str | None = None
-    """Default: the cluster's."""
-
-
-class Home(_Part):
-    """The user's own volume, the one that their JupyterLab has; which claim it is, is found (the setting ``home_claims``)."""
-
-    mount_path: AbsolutePath = "/home/jovyan"
-    sub_path: SubPath = ""
-    """A folder of the volume, as with other volumes."""
-    missing: Literal["error", "scratch", "create"] = "error"
-    """What happens to a user who has none: they are told so, they get an empty volume for as long as the pod lives, or a claim."""
-    create: NewClaim | None = None
-    """The claim that ``missing: create`` makes."""
-    unreachable: Literal["refuse", "leave-out"] = "refuse"
-    """What happens where the volume cannot be mounted, because another machine has it: the start is refused, or an empty volume
-    takes its place."""
-
-    @model_validator(mode="after")
-    def _check_create(self) -> Home:
-        if (self.missing == "create") != (self.create is not None):
-            raise ValueError("'missing: create' and 'create' need each other")
-        return self
-
-
-class Security(_Part):
+class Security(Part):
     """Who the kernel runs as, and what it may not do."""
 
     uid: Annotated[int, Field(ge=1, lt=2**31)] = 1000
@@ -223,10 +95,10 @@ class Security(_Part):
     """Whether the container's own file system is read-only; /tmp and the home directory are then empty volumes."""
 
 
-class Profile(_Part):
+class Profile(Part):
     """One kind of kernel. ``name`` is the kernelspec's name; all other fields are an administrator's words."""
 
-    name: Annotated[str, _matching(re.compile(r"[A-Za-z0-9._-]{1,63}"), "the name of a kernelspec (letters, digits, '.', '_', '-')")]
+    name: Annotated[str, matching(re.compile(r"[A-Za-z0-9._-]{1,63}"), "the name of a kernelspec (letters, digits, '.', '_', '-')")]
     display_name: str = ""
     """What the Launcher shows. Default: the name."""
     description: str = ""
@@ -238,6 +110,8 @@ class Profile(_Part):
     image: Annotated[str, Field(min_length=1)]
     images: tuple[str, ...] = ()
     """Patterns (``*`` stands for anything but a slash) of images that a user may ask for instead. Default: none."""
+    named_images: dict[Annotated[str, Field(min_length=1, max_length=60)], Annotated[str, Field(min_length=1)]] = {}
+    """Images that a user may choose instead, by what they are called: each is a card of its own in the Launcher."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
     image_pull_secrets: tuple[DnsName, ...] = ()
     cpu: Amounts | None = None
@@ -259,6 +133,8 @@ class Profile(_Part):
     home: Annotated[Home, BeforeValidator(lambda value: {} if value is True else value)] | None = None
     """The user's home volume; ``true`` takes every default. Default: none."""
     volumes: tuple[Volume, ...] = ()
+    packages: Annotated[Packages, BeforeValidator(lambda value: {} if value is True else value)] | None = None
+    """Where the user's packages are kept; ``true`` keeps them on the home volume. Default: they go with the kernel."""
     working_directory: AbsolutePath | None = None
     """Where the kernel starts. Default: the image's own working directory."""
     security: Security = Security()
@@ -303,15 +179,33 @@ class Profile(_Part):
     def _check_mounts(self) -> Profile:
         paths = [volume.mount_path for volume in self.volumes] + ([self.home.mount_path] if self.home else [])
         for path in paths:
-            if path in _NOT_MOUNTED:
-                raise ValueError(f"a volume at {path!r} would cover what the image needs to run")
-        for path in paths:
             if paths.count(path) > 1:
                 raise ValueError(f"two volumes have the mount path {path!r}")
         names_ = [volume.name for volume in self.volumes]
         if "home" in names_ and self.home:
             raise ValueError("the volume's name 'home' is taken by the home volume")
         return self
+
+    @model_validator(mode="after")
+    def _check_packages(self) -> Profile:
+        if self.packages is None:
+            return self
+        if not any("{launcher" in argument for argument in self.command):
+            raise ValueError("packages are kept by our launchers: the command needs {launcher}, or a file in {launchers}")
+        folder = self.package_folder
+        if folder is None:
+            raise ValueError("packages are kept on the home volume: give the profile one, or give packages.path")
+        own = [volume.mount_path for volume in self.volumes if "username}" in volume.sub_path and not volume.read_only]
+        if not any(PurePosixPath(folder).is_relative_to(path) for path in [*own, *([self.home.mount_path] if self.home else [])]):
+            raise ValueError(f"packages.path: {folder!r} is not on a volume of the user's own, where nobody else can put packages")
+        return self
+
+    @property
+    def package_folder(self) -> str | None:
+        """Where the user's packages are kept, or None."""
+        if self.packages is None:
+            return None
+        return self.packages.path or (f"{self.home.mount_path}/{_PACKAGES}" if self.home else None)
 
     @model_validator(mode="after")
     def _check_command(self) -> Profile:

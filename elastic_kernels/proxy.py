@@ -101,6 +101,7 @@ class ElasticKernelProxy(_k8s.KubernetesProcessProxy):  # type: ignore[misc,name
             kernel_name=self.profile.name,
             user=user.name,
             service=user.service,
+            groups=tuple(sorted(user.groups)),
             namespace=self._cluster.namespace_of(user.name),
             deployment=self._cluster.deployment,
             key=secrets.token_hex(32),

@@ -49,6 +49,8 @@ class Record:
     """What the slot is one of, if not of the limit class; see ``slots``."""
     title: str = ""
     """What the user knows the kernel by: the profile's display name."""
+    groups: tuple[str, ...] = ()
+    """The user's groups, as verified at the start: which groups' folders are mounted."""
     service: str = ""
     """The service that started it for the user, or empty."""
     notebook: str = ""
@@ -139,7 +141,7 @@ def from_secret(secret: Mapping[str, Any]) -> Record:
     """Return the record that a Secret holds. Raises ValueError if it is no record of ours or a damaged one."""
     try:
         content = json.loads(base64.b64decode(secret["data"][RECORD_FILE]))
-        return Record(**content)
+        return Record(**content | {"groups": tuple(content.get("groups") or ())})
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the secret {secret.get('metadata', {}).get('name')!r} is not a kernel's record") from error
 

@@ -15,12 +15,15 @@ from typing import Final
 
 from elastic_kernels.errors import NotAllowedError, RequestError
 from elastic_kernels.profiles import Profile
+from elastic_kernels.storage import GROUP
 
 # Read elsewhere: identity takes the first, Enterprise Gateway itself the second; the third and fourth are set by Enterprise
 # Gateway and by clients, and mean nothing here.
 _KNOWN: Final = frozenset({"KERNEL_USERNAME", "KERNEL_ID", "KERNEL_GATEWAY", "KERNEL_PATH", "JPY_SESSION_NAME"})
 MAXIMUM_LENGTH: Final = 32768
 _LONGEST_PATH: Final = 1024
+_LONGEST_IMAGE: Final = 512
+_IMAGE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*")
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def parse_request(environment: Mapping[str, str], profile: Profile) -> KernelReq
         if not isinstance(value, str) or len(value) > MAXIMUM_LENGTH or "\0" in value:
             raise RequestError(f"The environment variable {name} is not text of at most {MAXIMUM_LENGTH} characters.")
     timeout = min(launch_timeout(wishes.pop("KERNEL_LAUNCH_TIMEOUT", None)) or math.inf, profile.launch_timeout)
-    image = _image(wishes.pop("KERNEL_IMAGE", None), profile) if profile.images else None
+    image = _image(wishes.pop("KERNEL_IMAGE", None), profile) if profile.images or profile.named_images else None
     directory = _directory(wishes.pop("KERNEL_WORKING_DIR", None), profile)
     dropped = {name for name in wishes if name not in opened and name not in _KNOWN}
     return KernelRequest(
@@ -91,13 +94,17 @@ def _notebook(path: object) -> str:
     return path if isinstance(path, str) and len(path) <= _LONGEST_PATH and path.isprintable() else ""
 
 
-def _image(image: str | None, profile: Profile) -> str | None:
-    if not image or image == profile.image:
+def _image(wanted: object, profile: Profile) -> str | None:
+    if not wanted or wanted == profile.image:
         return None
-    if not any(image_matches(image, pattern) for pattern in profile.images):
+    named = profile.named_images
+    if not isinstance(wanted, str) or not (wanted in named or (len(wanted) <= _LONGEST_IMAGE and _IMAGE.fullmatch(wanted))):
+        raise RequestError("KERNEL_IMAGE is not the name of an image, such as registry.example.com/team/image:1.")
+    image = named.get(wanted, wanted)
+    if image not in named.values() and not any(image_matches(image, pattern) for pattern in profile.images):
+        choices = [*(repr(name) for name in named), *(f"one that matches {pattern}" for pattern in profile.images)]
         raise NotAllowedError(
-            f"The image {image!r} is not one that {profile.display_name or profile.name!r} allows; "
-            f"ask for one that matches {' or '.join(profile.images)}."
+            f"The image {image!r} is not one that {profile.display_name or profile.name!r} allows; ask for {' or '.join(choices)}."
         )
     return image
 
@@ -108,4 +115,5 @@ def _directory(directory: str | None, profile: Profile) -> str | None:
         return None
     path = PurePosixPath(directory)
     mounts = [volume.mount_path for volume in profile.volumes] + ([profile.home.mount_path] if profile.home else [])
-    return str(path) if any(path.is_relative_to(mount) for mount in mounts) else None
+    # where a folder for each group is mounted, which of them are is not decided here
+    return str(path) if any(path.is_relative_to(mount.partition(f"/{GROUP}")[0]) for mount in mounts) else None

@@ -15,7 +15,8 @@ from typing import Literal
 
 from elastic_kernels import kernelspecs, profilefile
 from elastic_kernels.errors import ConfigurationError
-from elastic_kernels.profiles import Profile, Volume
+from elastic_kernels.profiles import Profile
+from elastic_kernels.storage import Volume
 from elastic_kernels.up_servers import choose_port
 
 
