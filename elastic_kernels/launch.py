@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from typing import Any, Final, TypeVar
 
 from elastic_kernels import homes, names, pod, record, slots, status
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 # A pod that runs by then, as most do, never has its events watched.
 _SLOW: Final = 2.0
+_LOOK_AGAIN: Final = 1.0
 _LOG_LINES: Final = 5
 _FIRST_PAUSE: Final = 0.01
 _LONGEST_PAUSE: Final = 0.25
@@ -96,7 +98,9 @@ async def launch(
         ) from None
     except ClusterError as error:
         attempt.give_up()
-        raise LaunchError(f"The cluster refused the kernel {attempt.title}: {error}.", detail=error.detail) from error
+        raise LaunchError(
+            f"The cluster refused the kernel {attempt.title}: {status.refused(str(error)).sentence}.", detail=error.detail
+        ) from error
     except ClusterAwayError as error:
         attempt.give_up()
         raise ClusterAwayError(
@@ -213,7 +217,7 @@ class _Attempt:
         loop = asyncio.get_running_loop()
         connecting: asyncio.Future[dict[str, Any]] | None = None
         events = None
-        seen = False
+        last: Object | None = None
 
         def changed(_: object) -> None:
             wake.set()
@@ -225,10 +229,11 @@ class _Attempt:
                 while True:
                     wake.clear()
                     current = self._cluster.pods.get(self._key)
-                    seen = seen or current is not None
+                    last = current or last
                     # a pod that the watch has not brought yet is as it was created
-                    now = current if seen else created
-                    await self._note(status.classify(now, events.objects() if events else ()))
+                    now = current if last is not None else created
+                    happened = events.objects() if events else ()
+                    await self._note(status.classify(last or created, happened, datetime.now(timezone.utc), is_gone=now is None))
                     # the address is there before the kubelet says Running, and so may the kernel be
                     if connecting is None and now and now["status"].get("podIP"):
                         connecting = asyncio.ensure_future(connect(now["status"]["podIP"]))
@@ -239,7 +244,8 @@ class _Attempt:
                     if events is None and loop.time() >= slow:
                         context = self._cluster.events_of(self._key[0], created["metadata"]["uid"], wake.set)
                         events = await stack.enter_async_context(context)
-                    await _wait(wake, None if events else slow - loop.time())
+                    # something may become certain by standing for a while
+                    await _wait(wake, _LOOK_AGAIN if events else slow - loop.time())
         finally:
             self._cluster.pods.forget(self._key, changed)
 
