@@ -154,17 +154,25 @@ def _ended(pod: Object, disrupted: Disruption | None) -> Status:
     if disrupted is not None:
         return failed(disrupted.words, disrupted.cause)
     if reason in ("StartError", "ContainerCannotRun"):
-        return failed(f"its command cannot be run: {message}", Cause.UNSTARTABLE)
+        return failed(words.start(message, pod["spec"]["containers"][0]), Cause.UNSTARTABLE)
     if reason == "DeadlineExceeded":
         return failed("it ran for longer than it may", Cause.COMPLETED)
     if reason.startswith(_NOT_TAKEN):
         return failed(f"the machine that was chosen for it would not take it: {message or reason}", Cause.REFUSED)
+    if code is None and (folders := _failed_before(status)) is not None:
+        return failed(f"a folder for it cannot be made on its volume: {folders}", Cause.UNSTARTABLE)
     if code is None:
         return failed(f"its pod ended: {reason or status.get('phase')} {message}".strip(), Cause.CRASHED)
     if code == 0 and status.get("phase") != "Failed":
         return failed("it ended by itself with exit code 0", Cause.COMPLETED, Phase.SUCCEEDED)
     signal = f" (signal {code - 128})" if code > 128 else ""
     return failed(f"it ended with exit code {code}{signal}", Cause.CRASHED)
+
+
+def _failed_before(status: Object) -> str | None:
+    """Return what the container said that failed before the kernel's was started, None if none did."""
+    ends = [(before.get("state") or {}).get("terminated") or {} for before in status.get("initContainerStatuses") or ()]
+    return next((end.get("message") or f"exit code {end['exitCode']}" for end in ends if end.get("exitCode")), None)
 
 
 def _out_of_memory(pod: Object) -> str:

@@ -7,7 +7,8 @@ an interface that anybody promises to keep: what is not recognised is passed on 
 from __future__ import annotations
 
 import re
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from elastic_kernels import quantities
 
@@ -176,6 +177,16 @@ def attach(message: str) -> str:
     """Return what keeps a volume from being attached to a pod's node."""
     sentence, _ = mount(message)
     return sentence if sentence != message else f"a volume cannot be attached to its machine so far ({message})"
+
+
+def start(message: str, container: Mapping[str, Any]) -> str:
+    """Return what a container runtime's word about a command, which it could not run, means; ``container`` is the pod's."""
+    command, image = (container.get("command") or ["its command"])[0], container.get("image", "")
+    if not re.search(r"not found|no such file", message, re.IGNORECASE):
+        return f"its command cannot be run: {message}"
+    paths = [mount["mountPath"] for mount in container.get("volumeMounts") or () if not mount["mountPath"].startswith("/var/run/")]
+    covered = f", or a volume covers it (there is one at {' and one at '.join(paths)})" if paths else ""
+    return f"its image {image!r} has no {command!r}{covered}"
 
 
 def creation_can_be_repeated(message: str) -> bool:

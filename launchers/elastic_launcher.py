@@ -19,7 +19,8 @@ PACKAGES = "KERNEL_PACKAGES"
 TEAM_PACKAGES = "KERNEL_TEAM_PACKAGES"
 """The variable with folders of packages that come after the user's own and before the image's."""
 
-_TEAM_LINE = f"import os, site; [site.addsitedir(path) for path in os.environ.get({TEAM_PACKAGES!r}, '').split(os.pathsep) if path]"
+# a line of a .pth file runs where a comprehension would not see what it imports
+_TEAM_LINE = f"import os, site; list(map(site.addsitedir, filter(None, os.environ.get({TEAM_PACKAGES!r}, '').split(os.pathsep))))"
 
 
 def connection_file(arguments: list[str], usage: str) -> str:
