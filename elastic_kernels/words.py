@@ -181,12 +181,12 @@ def attach(message: str) -> str:
 
 def start(message: str, container: Mapping[str, Any]) -> str:
     """Return what a container runtime's word about a command, which it could not run, means; ``container`` is the pod's."""
-    command, image = (container.get("command") or ["its command"])[0], container.get("image", "")
-    if not re.search(r"not found|no such file", message, re.IGNORECASE):
+    missing = re.search(r'exec: "([^"]+)": .*(not found|no such file)', message, re.IGNORECASE)
+    if missing is None:
         return f"its command cannot be run: {message}"
     paths = [mount["mountPath"] for mount in container.get("volumeMounts") or () if not mount["mountPath"].startswith("/var/run/")]
     covered = f", or a volume covers it (there is one at {' and one at '.join(paths)})" if paths else ""
-    return f"its image {image!r} has no {command!r}{covered}"
+    return f"its image {container.get('image', '')!r} has no {missing[1]!r}{covered}"
 
 
 def creation_can_be_repeated(message: str) -> bool:

@@ -165,7 +165,7 @@ async def test_a_deleted_pods_kernel_runs_its_exit_handlers(backend: Backend, ga
         ("missing-image", "its image 'elastic-kernels/missing:1' is not on the node and may not be pulled."),
         ("no-registry", "its image 'localhost/missing:1' cannot be pulled: "),
         ("exits", "it ended with exit code 1. The end of its log: no licence"),
-        ("no-command", "its command cannot be run: "),
+        ("no-command", "its image 'elastic-kernels/kernel-python:dev' has no 'no-such-program'."),
         ("no-secret", 'its container cannot be configured: secret "absent" not found.'),
     ],
 )

@@ -149,7 +149,7 @@ async def test_a_client_that_hangs_up_leaves_nothing_behind_once_its_time_is_ove
         ("bad-image", 500, "The kernel 'bad-image' cannot start: its image's name 'Not An Image' is not valid."),
         ("exits", 500, "The kernel 'exits' cannot start: it ended with exit code 1. The end of its log: first no licence"),
         ("ends", 500, "The kernel 'ends' cannot start: it ended by itself with exit code 0. The end of its log: done"),
-        ("no-command", 500, "The kernel 'no-command' cannot start: its command cannot be run: "),
+        ("no-command", 500, "The kernel 'no-command' cannot start: its image 'elastic-kernels/kernel-python:dev' has no 'no-such-program'"),
         ("no-claim", 500, "The kernel 'no-claim' cannot start: the volume claim 'absent' does not exist."),
     ],
 )

@@ -15,6 +15,7 @@ from elastic_kernels.cli import _parser
 from elastic_kernels.gateway import ElasticGatewayApp
 from elastic_kernels.gateway.managers import ElasticMappingKernelManager
 from elastic_kernels.identity.service import Services
+from elastic_kernels.kernelspecs import variants
 from elastic_kernels.profiles import PROXY_CLASS, from_kernelspec
 from elastic_kernels.settings import ElasticKernels
 
@@ -45,7 +46,13 @@ def test_the_profiles() -> None:
 def test_the_homes() -> None:
     profile = profilefile.loads(block("yaml", "python-home"), "README.md")["python-home"]
     assert profile.home is not None
-    assert [volume.mount_path for volume in profile.volumes] == ["/shared", "/data"]
+    assert [volume.mount_path for volume in profile.volumes] == ["/shared", "/data", "/teams/{group}", "/archive"]
+    assert profile.package_folder == "/home/jovyan/.elastic-kernels/packages"
+
+
+def test_the_images() -> None:
+    profile = profilefile.loads(block("yaml", "python-any"), "README.md")["python-any"]
+    assert [each.display_name or each.name for each in variants(profile)] == ["python-any", "python-any | PyTorch 2"]
 
 
 def test_the_services(tmp_path: Path) -> None:

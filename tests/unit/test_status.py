@@ -145,7 +145,7 @@ UNHEARD = "its machine does not answer any more"
         (terminated(143), Phase.FAILED, "it ended with exit code 143 (signal 15)", Cause.CRASHED),
         (terminated(0, "Completed", "Succeeded"), Phase.SUCCEEDED, "it ended by itself with exit code 0", Cause.COMPLETED),
         (terminated(137, "OOMKilled"), Phase.FAILED, "it used more memory than its limit of 2Gi and was ended", Cause.OUT_OF_MEMORY),
-        (terminated(128, "StartError", message='exec: "x": not found'), Phase.FAILED, 'its command cannot be run: exec: "x": not found', Cause.UNSTARTABLE),
+        (terminated(128, "StartError", message='exec: "x": not found'), Phase.FAILED, "its image 'example/kernel:1' has no 'x'", Cause.UNSTARTABLE),
         (pod("Failed", reason="DeadlineExceeded"), Phase.FAILED, "it ran for longer than it may", Cause.COMPLETED),
         (pod("Failed", reason="OutOfcpu", message="Node didn't have enough resource: cpu"), Phase.FAILED, "the machine that was chosen for it would not take it: Node didn't have enough resource: cpu", Cause.REFUSED),
         (pod("Failed", reason="Evicted", message=LOW), Phase.FAILED, f"its machine ran short of memory and ended it ({LOW})", Cause.EVICTED),
