@@ -73,6 +73,19 @@ async def claim(
         await until(lambda: is_in_phase(backend, prepared, "Succeeded", namespace), f"the claim {name} to be prepared")
 
 
+async def unbound(backend: Backend, name: str, user: str, mode: str = "ReadWriteMany", *, label: str = "") -> None:
+    """Make a claim of a user's that no volume will ever be for; ``label`` is another name for its label."""
+    metadata = {
+        "name": name,
+        "namespace": backend.namespace,
+        "labels": {hubnames.USERNAME: label or user, "component": "singleuser-storage"},
+        "annotations": {hubnames.USERNAME: user},
+    }
+    spec: Object = {"accessModes": [mode], "resources": {"requests": {"storage": "1Gi"}}, "storageClassName": "absent"}
+    body = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
+    await backend.api.create("persistentvolumeclaims", body)
+
+
 async def release(backend: Backend, *names: str) -> None:
     """Delete the volumes of claims that go with their namespace."""
     for name in names:

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from elastic_kernels import hubnames
 from elastic_kernels.cluster import Object
 from tests.conftest import KERNEL_IMAGE, Backend, gateway_on, profile
 from tests.gateway import PLUGGED_IN, Gateway, until
-from tests.volumes import IDENTITY, claim, is_in_phase, kernel, path_of, refused, release
+from tests.volumes import IDENTITY, claim, is_in_phase, kernel, path_of, refused, release, unbound
 
 ROOT = Path(__file__).parents[2]
 HOME = {"home": {"mount_path": "/home/jovyan"}, "packages": True}
@@ -131,15 +130,7 @@ async def test_an_image_that_is_no_kernels(backend: Backend, gateway: Gateway) -
 
 
 async def test_a_claim_that_never_binds(backend: Backend, gateway: Gateway) -> None:
-    metadata = {
-        "name": "claim-leo",
-        "namespace": backend.namespace,
-        "labels": {hubnames.USERNAME: "leo", "component": "singleuser-storage"},
-        "annotations": {hubnames.USERNAME: "leo"},
-    }
-    spec: Object = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}, "storageClassName": "absent"}
-    body = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
-    await backend.api.create("persistentvolumeclaims", body)
+    await unbound(backend, "claim-leo", "leo")
     status, sentence = await refused(gateway, "leo", "home", KERNEL_LAUNCH_TIMEOUT="5")
     assert status == 504
     assert sentence.startswith(

@@ -8,11 +8,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from elastic_kernels import hubnames
-from elastic_kernels.cluster import Object
 from elastic_kernels.profiles import Profile
 from tests.conftest import Backend, gateway_on, profile
 from tests.gateway import PLUGGED_IN, Gateway, until
-from tests.volumes import IDENTITY, as_user, claim, files, is_in_phase, kernel, pod, refused, release, write
+from tests.volumes import IDENTITY, as_user, claim, files, is_in_phase, kernel, pod, refused, release, unbound, write
 
 HOME = "/home/jovyan"
 SHARED = {"name": "shared", "mount_path": "/shared", "source": {"persistentVolumeClaim": {"claimName": "efs"}}}
@@ -112,11 +111,7 @@ async def test_a_claim_is_created_where_the_profile_says_so(backend: Backend, ga
 
 async def test_a_claim_that_is_somebody_elses_is_nobodys_home(backend: Backend, gateway: Gateway) -> None:
     """It has the labels that eve's would have, and is annotated for ana."""
-    labels = {hubnames.USERNAME: "eve", "component": "singleuser-storage"}
-    metadata = {"name": "claim-eve", "namespace": backend.namespace, "labels": labels, "annotations": {hubnames.USERNAME: "ana"}}
-    spec: Object = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}, "storageClassName": ""}
-    body = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
-    await backend.api.create("persistentvolumeclaims", body)
+    await unbound(backend, "claim-eve", "ana", label="eve")
     status, sentence = await refused(gateway, "eve", "here")
     assert (status, sentence[:27]) == (409, "You have no home volume in ")
     await backend.api.delete("persistentvolumeclaims", backend.namespace, "claim-eve")
@@ -124,15 +119,7 @@ async def test_a_claim_that_is_somebody_elses_is_nobodys_home(backend: Backend, 
 
 @pytest.mark.embedded  # Kubernetes before 1.22 has no such mode, and refuses the claim
 async def test_a_claim_that_one_pod_alone_can_use(backend: Backend, gateway: Gateway) -> None:
-    metadata = {
-        "name": "claim-max",
-        "namespace": backend.namespace,
-        "labels": {hubnames.USERNAME: "max", "component": "singleuser-storage"},
-        "annotations": {hubnames.USERNAME: "max"},
-    }
-    spec: Object = {"accessModes": ["ReadWriteOncePod"], "resources": {"requests": {"storage": "1Gi"}}}
-    body = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
-    await backend.api.create("persistentvolumeclaims", body)
+    await unbound(backend, "claim-max", "max", "ReadWriteOncePod")
     status, sentence = await refused(gateway, "max", "here")
     assert (status, sentence) == (
         409,
