@@ -49,6 +49,10 @@ class PromptChannels(ZMQChannelsHandler):  # type: ignore[misc]
     def open(self, kernel_id: str) -> Any:
         """Called once the connection is accepted; the result is done when the kernel's messages arrive."""
         self.is_open = True
+        if kernel_id in self.kernel_manager and self.kernel_manager.ports_changed(kernel_id):
+            # What is kept for a session leads to the kernel before the restart. Jupyter Server asks for this only where something
+            # is kept: at a later time, of connections that are good, which then bring each message a second time.
+            self.kernel_manager.stop_buffering(kernel_id)
         connected = super().open(kernel_id)
         if connected is not None:
             connected.add_done_callback(self._settle)
