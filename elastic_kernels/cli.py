@@ -81,6 +81,12 @@ def _parser() -> argparse.ArgumentParser:
     gateway = commands.add_parser("gateway", help="run Enterprise Gateway with verified users, and its own options", add_help=False)
     gateway.set_defaults(run=_gateway)
 
+    shutdown = commands.add_parser("shutdown", help="shut kernels down, of one user or all; their settings come from the environment")
+    whose = shutdown.add_mutually_exclusive_group(required=True)
+    whose.add_argument("--all", action="store_true", help="everybody's kernels of this deployment")
+    whose.add_argument("--user", metavar="NAME", help="this user's")
+    shutdown.set_defaults(run=_shutdown)
+
     services = commands.add_parser("services", help="tokens of programs that act for users").add_subparsers(
         required=True, metavar="COMMAND"
     )
@@ -137,6 +143,14 @@ def _gateway(arguments: argparse.Namespace) -> int:
             "There is no Jupyter Enterprise Gateway beside this library: pip install 'elastic-kernels[gateway]'."
         ) from None
     run(arguments.options)
+    return OK
+
+
+def _shutdown(arguments: argparse.Namespace) -> int:
+    from elastic_kernels.settings import ElasticKernels
+    from elastic_kernels.shutdown import shut_down
+
+    asyncio.run(shut_down(ElasticKernels(), arguments.user, lambda line: print(line, flush=True)))
     return OK
 
 

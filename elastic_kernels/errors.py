@@ -72,6 +72,12 @@ class KernelExistsError(ElasticKernelsError):
     status = 409
 
 
+class NotRunningError(ElasticKernelsError):
+    """The kernel is dead, so that nothing can be asked of it."""
+
+    status = 409
+
+
 class HomeError(ElasticKernelsError):
     """The user's home volume cannot be had, or not where the kernel runs."""
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any, Final, TypeVar
 
-from elastic_kernels import homes, names, pod, record, slots, status
+from elastic_kernels import homes, names, pod, reach, record, slots, status
 from elastic_kernels.cluster import Cluster, Key, Object, RecordRef
 from elastic_kernels.errors import (
     ClusterAwayError,
@@ -27,6 +27,7 @@ from elastic_kernels.errors import (
     one_line,
 )
 from elastic_kernels.profiles import Profile
+from elastic_kernels.reach import Connect
 from elastic_kernels.record import Record
 from elastic_kernels.request import KernelRequest
 from elastic_kernels.slots import Limits
@@ -38,9 +39,6 @@ log = logging.getLogger(__name__)
 _SLOW: Final = 2.0
 _LOOK_AGAIN: Final = 1.0
 _LOG_LINES: Final = 5
-_FIRST_PAUSE: Final = 0.01
-_LONGEST_PAUSE: Final = 0.25
-_CONNECT_SECONDS: Final = 2.0
 NO_LIMITS: Final = Limits()
 
 T = TypeVar("T")
@@ -51,17 +49,13 @@ class Started:
     """A kernel that answers."""
 
     key: Key
-    """Namespace and name of its pod."""
+    """Namespace and name of its pod; the name is empty where a dead kernel has none."""
     address: str
-    """The pod's address."""
+    """The pod's address, empty where a kernel is dead."""
     connection: dict[str, Any]
     """The content of a connection file for whoever connects to it."""
     record: RecordRef
     """Its record."""
-
-
-Connect = Callable[[Record, int, str], Awaitable[dict[str, Any]]]
-"""Given record, port set and the pod's address: waits for the kernel to answer and returns how to connect to it."""
 
 
 async def launch(
@@ -114,17 +108,6 @@ async def launch(
         cluster.unfinished.discard(attempt.give_up)
 
 
-async def ports_answer(asked: Record, ports: int, address: str) -> dict[str, Any]:
-    """Wait until all of a kernel's ports accept connections, and return how to connect: a ``Connect`` for direct kernels."""
-    connection = record.connection(asked, ports, address)
-    for port in [value for name, value in connection.items() if name.endswith("_port")]:
-        pause = _FIRST_PAUSE
-        while not await _accepts(address, port):
-            await asyncio.sleep(pause)
-            pause = min(pause * 1.5, _LONGEST_PAUSE)
-    return connection
-
-
 class _Attempt:
     """One launch under way: what it has created so far, and the last that is known of its pod."""
 
@@ -142,6 +125,7 @@ class _Attempt:
         self._key: Key | None = None
         self._new_record: RecordRef | None = None
         self._creating: asyncio.Task[Object] | None = None
+        self._is_ours = True
 
     async def run(
         self, asked: Record, spot: pod.Spot, connect: Connect, arguments: Mapping[str, str], home_claims: str, again: bool
@@ -152,14 +136,36 @@ class _Attempt:
         # whose groups may be others by now
         kept = replace(record.from_secret(secret), groups=asked.groups)
         self._namespace = kept.namespace
-        ports = _next_ports(self._cluster, kept) if again else 0
         uid = secret["metadata"]["uid"]
-        start = pod.Launch(token=secrets.token_hex(3), ports=ports, record_uid=uid, arguments=arguments, home=home)
-        manifest = await self._manifest(kept, start, spot)
-        self._key = (kept.namespace, manifest["metadata"]["name"])
-        created = await self._create("pods", manifest)
+        created, ports = await self._pod(kept, pod.Launch(secrets.token_hex(3), 0, uid, 1, arguments, home), spot, again)
         address, connection = await self._connected(created, lambda address: connect(kept, ports, address))
+        if self._profile.calls_back and self._is_ours:
+            # the launcher has told nobody but this process
+            await self._create("secrets", record.to_connection_secret(kept, created, connection))
+        assert self._key is not None
         return Started(self._key, address, connection, RecordRef(kept.name, kept.token, secret["metadata"]["uid"]))
+
+    async def _pod(self, kept: Record, start: pod.Launch, spot: pod.Spot, again: bool) -> tuple[Object, int]:
+        """Create the pod and return it with the index of its ports.
+
+        Two gateways that start a kernel again at the same time mean the same start, and so the same name: one of them creates it.
+        """
+        number = reach.next_start(self._cluster.pods_of(kept.kernel_id)) if again else 1
+        while True:
+            if again:
+                start = replace(start, token=reach.token_of(start.record_uid, number), number=number, ports=reach.ports_of_start(number))
+            manifest = await self._manifest(kept, start, spot)
+            self._key = (kept.namespace, manifest["metadata"]["name"])
+            try:
+                return await self._create("pods", manifest), start.ports
+            except ClusterError as error:
+                if error.code != 409 or not again:
+                    raise
+            found = await self._cluster.client.get("pods", *self._key)
+            if found is not None and not found["metadata"].get("deletionTimestamp") and not status.has_ended(found):
+                self._is_ours = False
+                return found, start.ports
+            number += 1
 
     async def _manifest(self, kept: Record, start: pod.Launch, spot: pod.Spot) -> Object:
         """Return the pod's manifest: without the home volume if the pod cannot run where that is, and the profile lets it go."""
@@ -178,6 +184,8 @@ class _Attempt:
             self._end()
 
     def _end(self) -> None:
+        if not self._is_ours:
+            return
         if self._key is not None or self._new_record is not None:
             # a container that never ran needs no time to end, and its kubelet takes its own to say so
             grace = 1 if self.status.phase is Phase.RUNNING else 0
@@ -273,7 +281,7 @@ class _Attempt:
 
 async def _kept_record(cluster: Cluster, kernel_id: str) -> Object | None:
     """Return the record that a kernel which is started again has, or None if it is gone."""
-    known = next((item for item in cluster.records.objects() if item["metadata"]["labels"].get(names.KERNEL_ID) == kernel_id), None)
+    known = cluster.record_of(kernel_id)
     if known is not None:
         found = await cluster.client.get("secrets", known["metadata"]["namespace"], known["metadata"]["name"])
         # by now the name can be another kernel's
@@ -281,23 +289,6 @@ async def _kept_record(cluster: Cluster, kernel_id: str) -> Object | None:
     selector = f"{names.selector(cluster.deployment)},{names.KERNEL_ID}={kernel_id}"
     listed: list[Object] = (await cluster.client.list("secrets", cluster.watched, labelSelector=selector)).get("items") or []
     return listed[0] if listed else None
-
-
-def _next_ports(cluster: Cluster, kept: Record) -> int:
-    """Return the port set that the kernel's latest pod does not use."""
-    pods = [item["metadata"] for item in cluster.pods.objects() if item["metadata"]["labels"].get(names.KERNEL_ID) == kept.kernel_id]
-    latest = max(pods, key=lambda metadata: str(metadata["creationTimestamp"]), default=None)
-    used = int(latest["annotations"][names.PORTS]) if latest else len(record.PORT_SETS) - 1
-    return (used + 1) % len(record.PORT_SETS)
-
-
-async def _accepts(address: str, port: int) -> bool:
-    try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection(address, port), _CONNECT_SECONDS)
-    except (OSError, asyncio.TimeoutError):
-        return False
-    writer.close()
-    return True
 
 
 async def _wait(event: asyncio.Event, seconds: float | None) -> None:

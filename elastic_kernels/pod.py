@@ -47,6 +47,8 @@ class Launch:
     """Which set of ports the kernel listens on."""
     record_uid: str
     """The uid of the record's Secret, which owns the pod."""
+    number: int = 1
+    """The how-manieth start of the kernel it is."""
     arguments: Mapping[str, str] = field(default_factory=dict)
     """Values of further placeholders in the command: ``response_address`` and others, where the kernel calls back."""
     home: Home | None = None
@@ -69,6 +71,7 @@ def build_pod(profile: Profile, record: Record, request: KernelRequest, launch: 
                 **records.annotations_of(record),
                 names.LAUNCH: launch.token,
                 names.PORTS: str(launch.ports),
+                names.START: str(launch.number),
             },
             "ownerReferences": [{"apiVersion": "v1", "kind": "Secret", "name": record.name, "uid": launch.record_uid}],
         },

@@ -148,6 +148,9 @@ class Profile(Part):
     """Seconds within which a kernel must be ready; a client that says that it waits less gets its answer then."""
     grace_period: Annotated[int, Field(ge=1, le=3600)] = 10
     """Seconds that a kernel has to end by itself before it is killed."""
+    restart_after_loss: bool = False
+    """Whether a kernel that somebody is connected to is started again when its machine was lost, reclaimed or needed for something
+    else. It starts empty. Default: it stays dead, says why, and waits for its user."""
     labels: OwnLabels = {}
     annotations: OwnAnnotations = {}
     users: tuple[Annotated[str, Field(min_length=1)], ...] = ()

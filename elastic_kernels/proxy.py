@@ -23,7 +23,8 @@ from elastic_kernels.callback import ElasticResponseManager
 from elastic_kernels.cluster import Cluster, Ending, Key, RecordRef, shared
 from elastic_kernels.errors import ConfigurationError, ElasticKernelsError, NotAllowedError, RequestError, one_line
 from elastic_kernels.identity import User
-from elastic_kernels.launch import launch, ports_answer
+from elastic_kernels.launch import Started, launch
+from elastic_kernels.reach import ports_answer
 from elastic_kernels.record import Record
 from elastic_kernels.request import parse_request
 from elastic_kernels.settings import ElasticKernels
@@ -43,9 +44,12 @@ class ElasticKernelProxy(_k8s.KubernetesProcessProxy):  # type: ignore[misc,name
     def __init__(self, kernel_manager: Any, proxy_config: Any) -> None:
         """Called on the event loop before each start, with the kernelspec's ``config``. Raises HTTPError if it is no profile."""
         spec = kernel_manager.kernel_spec
+        self._namespace: str
+        self._record: RecordRef | None
         self._cluster: Cluster | None = None
         self._key: Key | None = None
-        self._record: RecordRef | None = None
+        self._namespace, self._record = getattr(kernel_manager, "elastic_record", ("", None))
+        self._released = False
         self._ending: Ending | None = None
         self._patience_ends = math.inf
         self._handed_over = False
@@ -127,15 +131,31 @@ class ElasticKernelProxy(_k8s.KubernetesProcessProxy):  # type: ignore[misc,name
             home_claims=settings.home_claims,
             again=self.kernel_manager.restarting,
         )
-        self._record = started.record
-        self._key = started.key
+        self.serve(self._cluster, started)
+        self.log.info("Kernel %s of %r runs in the pod %s/%s", self.kernel_id, user.name, *started.key)
+
+    def serve(self, cluster: Cluster, started: Started) -> None:
+        """Take a kernel's pod as this start's, whichever process created it; one without an address is not connected to."""
+        self._key = started.key if started.key[1] else None
+        self._cluster = cluster
+        # also for the starts that come after this one
+        self._namespace, self._record = self.kernel_manager.elastic_record = started.key[0], started.record
         self.kernel_namespace, self.kernel_pod_name = started.key
         self.container_name = self.assigned_host = self.kernel_pod_name
         self.assigned_ip = started.address
-        self._setup_connection_info(started.connection)
+        if started.address:
+            self._setup_connection_info(dict(started.connection))
         _accept_websockets_at_once(self.kernel_manager)
         self.pid = self.pgid = 0  # those of the container mean nothing here
-        self.log.info("Kernel %s of %r runs in the pod %s/%s", self.kernel_id, user.name, *started.key)
+
+    def release(self) -> None:
+        """Have nothing to do with the kernel any more: others end it, or have."""
+        self._released = True
+
+    @property
+    def key(self) -> Key | None:
+        """Namespace and name of the pod, None until there is one."""
+        return self._key
 
     def _user(self, settings: ElasticKernels, environment: Mapping[str, str]) -> User:
         """Return whose kernel it is: whom the gateway verified, or where it verifies nobody whom the client names."""
@@ -232,12 +252,16 @@ class ElasticKernelProxy(_k8s.KubernetesProcessProxy):  # type: ignore[misc,name
         self._end(patience=0.0)
 
     def _end(self, patience: float) -> None:
-        if self._cluster is None or self._key is None:
+        if self._cluster is None or self._released:
             return
         if self._ending is not None and (self._handed_over or self._ending.accepted.is_set()):
             return
         record = None if self.kernel_manager.restarting else self._record
-        self._ending = self._cluster.reaper.end(*self._key, grace=self.profile.grace_period, patience=patience, record=record)
+        if self._key is None and record is None:
+            return
+        # a kernel whose restart failed has a record only
+        namespace, pod_name = self._key or (self._namespace, None)
+        self._ending = self._cluster.reaper.end(namespace, pod_name, grace=self.profile.grace_period, patience=patience, record=record)
         if self._patience_ends == math.inf or patience == 0:
             self._patience_ends = asyncio.get_running_loop().time() + patience + _END_SECONDS
 

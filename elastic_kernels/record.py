@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from importlib import resources
 from typing import Any, Final
@@ -50,7 +50,7 @@ class Record:
     title: str = ""
     """What the user knows the kernel by: the profile's display name."""
     groups: tuple[str, ...] = ()
-    """The user's groups, as verified at the start: which groups' folders are mounted."""
+    """The user's groups, as verified at the start: which groups' folders are mounted, and what admits a restart."""
     service: str = ""
     """The service that started it for the user, or empty."""
     notebook: str = ""
@@ -141,9 +141,39 @@ def from_secret(secret: Mapping[str, Any]) -> Record:
     """Return the record that a Secret holds. Raises ValueError if it is no record of ours or a damaged one."""
     try:
         content = json.loads(base64.b64decode(secret["data"][RECORD_FILE]))
-        return Record(**content | {"groups": tuple(content.get("groups") or ())})
-    except (KeyError, TypeError, ValueError) as error:
+        # gateways of two versions share their kernels while one takes the other's place
+        known = {name: value for name, value in content.items() if name in {field.name for field in fields(Record)}}
+        return Record(**known | {"groups": tuple(known.get("groups") or ())})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"the secret {secret.get('metadata', {}).get('name')!r} is not a kernel's record") from error
+
+
+def to_connection_secret(record: Record, pod: Mapping[str, Any], connection: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the Secret, named after its pod and gone with it, of a connection that a launcher chose and reported."""
+    metadata = pod["metadata"]
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": metadata["name"],
+            "namespace": metadata["namespace"],
+            # not the labels of a record, which it is not
+            "labels": {names.GATEWAY_KERNEL_ID: record.kernel_id},
+            "annotations": {names.LAUNCH: metadata["annotations"][names.LAUNCH]},
+            "ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": metadata["name"], "uid": metadata["uid"]}],
+        },
+        "type": "elastic-kernels/connection",
+        "immutable": True,
+        "data": {CONNECTION_FILE: base64.b64encode(json.dumps(dict(connection)).encode()).decode()},
+    }
+
+
+def from_connection_secret(secret: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the connection that a launcher reported. Raises ValueError if the Secret holds none."""
+    try:
+        return dict(json.loads(base64.b64decode(secret["data"][CONNECTION_FILE])))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"the secret {secret.get('metadata', {}).get('name')!r} is not a kernel's connection") from error
 
 
 @cache

@@ -88,7 +88,8 @@ def holder(secret: Mapping[str, Any]) -> Holder:
         namespace=metadata["namespace"],
         name=metadata["name"],
         uid=metadata["uid"],
-        order=int(metadata["resourceVersion"]),
+        # a record that was changed since says which place it had
+        order=int(annotations.get(names.ORDER) or metadata["resourceVersion"]),
         user=annotations.get(names.USER, ""),
         limit_class=labels.get(names.LIMIT_CLASS, ""),
         slot=metadata["name"].rpartition(".")[2],

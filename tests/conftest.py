@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
+import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -61,15 +63,31 @@ async def gateway_on(
     environment: Mapping[str, str] | None = None,
     configuration: str = "",
 ) -> AsyncIterator[Gateway]:
-    """Run a gateway with these kernelspecs on this cluster; afterwards, and after its SIGTERM, nothing of its kernels may be left."""
+    """Run a gateway with these kernelspecs on this cluster; afterwards nothing of its kernels may be left.
+
+    A stock gateway's SIGTERM ends them; one with our plug-in leaves them alone, so that they are shut down by the command for it.
+    """
     write_kernelspecs(directory, profiles, raw)
     async with running_gateway(directory, {**backend.environment, **(environment or {})}, configuration=configuration) as gateway:
         yield gateway
+        if configuration:
+            await shut_down_all({**backend.environment, **(environment or {})})
     try:
         await until(backend.is_empty, "the last kernel's pod and record to go")
     except AssertionError as error:
         left = [item["metadata"] for item in (*await backend.pods(), *await backend.records())]
         raise AssertionError(f"{error}; left: {left}; the gateway's log:\n{gateway.log}") from None
+
+
+async def shut_down_all(environment: Mapping[str, str], *arguments: str) -> str:
+    """Run ``elastic-kernels shutdown`` with ``--all``, or with other arguments, and return what it says."""
+    command = [sys.executable, "-m", "elastic_kernels.cli", "shutdown", *(arguments or ["--all"])]
+    process = await asyncio.create_subprocess_exec(
+        *command, env={**os.environ, **environment}, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    said, _ = await process.communicate()
+    assert process.returncode == 0, said.decode()
+    return said.decode()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,9 +113,9 @@ PLUGGED_IN = "from elastic_kernels.gateway import configure\nconfigure(get_confi
 class Gateway:
     """A running gateway and a client of its REST API."""
 
-    def __init__(self, address: str, client: aiohttp.ClientSession, log: Path, kill: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, address: str, client: aiohttp.ClientSession, log: Path, process: asyncio.subprocess.Process | None = None) -> None:
         self.address = address
-        self.kill = kill
+        self.process = process
         self.directory = log.parent
         self._client = client
         self._log = log
@@ -123,6 +123,17 @@ class Gateway:
     @property
     def log(self) -> str:
         return self._log.read_text(errors="replace")
+
+    def kill(self) -> None:
+        """End it as a machine does that fails."""
+        assert self.process is not None
+        self.process.kill()
+
+    async def terminate(self) -> None:
+        """End it as an operator does, and wait for its end."""
+        assert self.process is not None
+        self.process.terminate()
+        await asyncio.wait_for(self.process.wait(), SECONDS)
 
     async def request(self, method: str, path: str, body: Any = None, *, headers: Mapping[str, str] | None = None) -> tuple[int, Any]:
         """Return status and JSON body of an answer (None for an empty one)."""
@@ -205,7 +216,7 @@ async def running_gateway(
         process = await asyncio.create_subprocess_exec(*command, env={**own, **environment}, stdout=output, stderr=output)
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=300)) as client:
-            gateway = Gateway(f"http://127.0.0.1:{port}", client, log, process.kill)
+            gateway = Gateway(f"http://127.0.0.1:{port}", client, log, process)
             await until(lambda: _answers(gateway, process), "the gateway to answer", seconds=60)
             yield gateway
     finally:

@@ -73,6 +73,14 @@ class Cluster:
         """Return the namespace of a user's pods and records: that of all, or one of their own, where their claims are."""
         return hubnames.expand(self._user_namespace, user) if self._user_namespace else self._namespace
 
+    def record_of(self, kernel_id: str) -> Object | None:
+        """Return the metadata of a kernel's record, as last seen, or None if it is not in the copy."""
+        return next((item for item in self.records.objects() if item["metadata"]["labels"].get(names.KERNEL_ID) == kernel_id), None)
+
+    def pods_of(self, kernel_id: str) -> list[Object]:
+        """Return a kernel's pods, as last seen."""
+        return [item for item in self.pods.objects() if item["metadata"]["labels"].get(names.KERNEL_ID) == kernel_id]
+
     async def close(self, seconds: float = 0.0) -> None:
         """Stop watching and close all connections; running kernels stay as they are.
 

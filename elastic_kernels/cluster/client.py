@@ -27,6 +27,7 @@ from elastic_kernels.errors import ClusterAwayError, ClusterError, Configuration
 Object = dict[str, Any]
 
 _JSON: Final = "application/json"
+_MERGE_PATCH: Final = "application/merge-patch+json"
 # Kubernetes, "API Concepts", "Metadata-only fetches"
 _METADATA_LIST: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 _METADATA: Final = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
@@ -90,7 +91,9 @@ class Client:
         It is as of now, unless ``resourceVersion`` is asked for. ``metadata_only`` leaves the objects' content at the server.
         """
         accept = _METADATA_LIST if metadata_only else _JSON
-        return await self._retry("GET", _path(resource, namespace), query=query, accept=accept)
+        answer = await self._retry("GET", _path(resource, namespace), query=query, accept=accept)
+        # an empty list of metadata has none
+        return {**answer, "items": answer.get("items") or []}
 
     async def create(self, resource: str, body: Object) -> Object:
         """Create ``body`` and return it as stored.
@@ -124,6 +127,8 @@ class Client:
         ``grace`` is in seconds, 0 removes a pod from the API without waiting for its node. ``uid`` protects a later object of
         the same name.
         """
+        if not name:
+            raise ValueError("without a name, everything would be deleted")
         options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
         if grace is not None:
             options["gracePeriodSeconds"] = grace
@@ -136,6 +141,21 @@ class Client:
                 return False
             raise
         return True
+
+    async def annotate(self, resource: str, item: Object, annotations: Mapping[str, str]) -> Object | None:
+        """Add to an object's annotations and return it as it is then; None if it is gone, or not as it was in ``item`` any more.
+
+        Raises as ``get`` does.
+        """
+        metadata = item["metadata"]
+        body = {"metadata": {"resourceVersion": metadata["resourceVersion"], "annotations": dict(annotations)}}
+        path = _path(resource, metadata.get("namespace"), metadata["name"])
+        try:
+            return await self._until_answered(lambda: self._request("PATCH", path, body=body, accept=_JSON))
+        except ClusterError as error:
+            if error.code in (404, 409):
+                return None
+            raise
 
     async def pod_log(self, namespace: str, name: str, *, lines: int) -> str:
         """Return the last lines of a pod's log. Raises as ``get`` does; one attempt only."""
@@ -215,7 +235,7 @@ class Client:
     async def _open(
         self, method: str, path: str, query: Mapping[str, str] | None, body: Object | None, timeout: aiohttp.ClientTimeout, accept: str
     ) -> aiohttp.ClientResponse:
-        headers = {"Accept": accept, "Content-Type": "application/json"}
+        headers = {"Accept": accept, "Content-Type": _MERGE_PATCH if method == "PATCH" else _JSON}
         # the client library holds the identity: certificates, and tokens that it renews
         await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
         url = f"{self._api.configuration.host}{path}" + (f"?{urlencode(query)}" if query else "")

@@ -45,7 +45,10 @@ class Sweeper:
             return
         with_pod = {pod["metadata"]["labels"].get(names.KERNEL_ID) for pod in self._pods.objects()}
         alone = [
-            record["metadata"] for record in self._records.objects() if record["metadata"]["labels"].get(names.KERNEL_ID) not in with_pod
+            metadata
+            for metadata in (record["metadata"] for record in self._records.objects())
+            # a dead kernel has none, says so, and is its user's to restart or to shut down
+            if metadata["labels"].get(names.KERNEL_ID) not in with_pod and not (metadata.get("annotations") or {}).get(names.ENDED)
         ]
         since = {record["uid"]: self._alone_since.get(record["uid"], now) for record in alone}
         for record in alone:

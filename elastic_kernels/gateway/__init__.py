@@ -10,11 +10,13 @@ and as an application of ours, ``elastic-kernels gateway``, which takes the same
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from enterprise_gateway.enterprisegatewayapp import EnterpriseGatewayApp
+from tornado.ioloop import IOLoop
 from traitlets import TraitError
 from traitlets.config import Config
 
@@ -59,8 +61,23 @@ class ElasticGatewayApp(EnterpriseGatewayApp):  # type: ignore[misc]
             self.log.warning("EG_AUTH_TOKEN has no effect: the Authorization header says who the user is.")
             self.web_app.settings["eg_auth_token"] = ""
 
+    def start(self) -> None:
+        """Run until told to end; kernels that the cluster has are served from the beginning."""
+        if isinstance(self.kernel_manager, ElasticMappingKernelManager):
+            IOLoop.current().add_callback(self._keep)
+        super().start()
+
+    def _keep(self) -> None:
+        self._keeping = asyncio.get_running_loop().create_task(self.kernel_manager.keeper.run(), name="keep kernels")
+
     def shutdown(self) -> None:
-        """Called when the event loop has stopped."""
+        """Called when the event loop has stopped: kernels in pods go on, those of this machine end with it."""
+        kernels, keeping = self.kernel_manager, getattr(self, "_keeping", None)
+        if keeping is not None:
+            keeping.cancel()
+        for kernel_id in kernels.list_kernel_ids():
+            if getattr(kernels.get_kernel(kernel_id), "elastic_record", None) is not None:
+                kernels._kernels.pop(kernel_id)
         super().shutdown()
         if self._verifier is not None:
             self.io_loop.run_sync(self._verifier.close)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any, Final
 
+from jupyter_client.jsonutil import date_default
 from tornado import websocket
 
 from elastic_kernels.errors import IdentityAwayError, UnauthorizedError
@@ -16,10 +18,64 @@ log = logging.getLogger(__name__)
 
 # RFC 6455, section 7.4.1
 _POLICY_VIOLATION: Final = 1008
+_SERVICE_RESTART: Final = 1012
+_PARENT: Final = 2
 
 
 class Channels(Verified, PromptChannels):
     """A kernel's websocket."""
+
+    connects = True
+    was_moved = False
+
+    def initialize(self) -> None:
+        """Called first."""
+        super().initialize()
+        self._unanswered: dict[str, dict[str, Any]] = {}
+        """The headers of the client's requests to execute something that have not been answered."""
+
+    def died(self, sentence: str) -> None:
+        """Called when the kernel is dead: cells that run end with an error that says why, and the client is told."""
+        self._say(f"The kernel is dead: {sentence}.")
+        self._send_status_message("dead")
+
+    def restarts(self, sentence: str) -> None:
+        """Called before the kernel, which has ended, is started again: cells that ran end with an error."""
+        self._say(f"The kernel has ended and is started again, without what was in it: {sentence}.")
+        self._send_status_message("restarting")
+
+    def moved(self) -> None:
+        """Called when the kernel is another by now, which this websocket's connections do not lead to: the client connects anew."""
+        self.was_moved = True
+        websocket.WebSocketHandler.close(self, _SERVICE_RESTART, "The kernel was restarted; connect again.")
+
+    def on_close(self) -> None:
+        """Called when the connection is gone."""
+        super().on_close()
+        if self.was_moved and self.kernel_id in self.kernels:
+            # what is kept for its client to come back to leads to a kernel that was
+            self.kernels.stop_buffering(self.kernel_id)
+
+    def _say(self, sentence: str) -> None:
+        """End what runs, for this client, with ``sentence`` where its output goes."""
+        executing = getattr(self.kernels.get_kernel(self.kernel_id), "executing", None)
+        headers = self._unanswered or ({executing["msg_id"]: executing} if executing else {})
+        for header in headers.values():
+            self._send("iopub", "stream", {"name": "stderr", "text": f"{sentence}\n"}, header)
+            failure = {"ename": "DeadKernel", "evalue": sentence, "traceback": [sentence]}
+            self._send("shell", "execute_reply", {"status": "error", "execution_count": None, **failure}, header)
+            self._send("iopub", "status", {"execution_state": "idle"}, header)
+        self._unanswered = {}
+
+    def _send(self, channel: str, kind: str, content: dict[str, Any], parent: dict[str, Any]) -> None:
+        message = {**self.session.msg(kind, content, parent=parent), "channel": channel}
+        self.write_message(json.dumps(message, default=date_default))
+
+    def _on_zmq_reply(self, stream: Any, parts: list[bytes]) -> None:
+        if self._unanswered and getattr(stream, "channel", None) == "shell":
+            _, message = self.session.feed_identities(parts)
+            self._unanswered.pop(self.session.unpack(message[_PARENT]).get("msg_id", ""), None)
+        super()._on_zmq_reply(stream, parts)
 
     def open(self, kernel_id: str) -> Any:
         """Called once the connection is accepted."""
@@ -39,4 +95,8 @@ class Channels(Verified, PromptChannels):
                 return
             except IdentityAwayError:
                 log.debug("Nobody can be verified now; connections that were go on")
+        if isinstance(message, str) and '"execute_request"' in message:
+            header = json.loads(message).get("header") or {}
+            if header.get("msg_type") == "execute_request":
+                self._unanswered[str(header.get("msg_id"))] = header
         super().on_message(message)

@@ -25,6 +25,7 @@ class Kernels(Verified):
 
     async def get(self) -> None:
         """List the caller's own kernels; for administrators ``?user=NAME`` lists another's and ``?user=*`` everybody's."""
+        await self.kernels.keeper.complete()
         if self.caller is None:
             await ensure_async(super().get())
             return

@@ -1,7 +1,12 @@
-"""Enterprise Gateway's managers, extended: a kernel knows whose it is, and a start takes all that it needs as arguments."""
+"""Enterprise Gateway's managers, extended: a kernel knows whose it is, and a start takes all that it needs as arguments.
+
+Restarts and shutdowns work at any moment, twice, and at the same time: a second restart waits for the first one's outcome, and a
+shutdown ends a restart that is under way.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -12,21 +17,36 @@ from enterprise_gateway.services.kernels.remotemanager import (
     get_process_proxy_config,
     import_item,
 )
+from jupyter_client.ioloop import AsyncIOLoopKernelRestarter
 from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, NoSuchKernel
+from traitlets import Type
 
-from elastic_kernels import identity
-from elastic_kernels.errors import KernelExistsError, NotAllowedError, NotFoundError, RequestError
-from elastic_kernels.gateway import audit
+from elastic_kernels import identity, profiles
+from elastic_kernels.errors import KernelExistsError, NotAllowedError, NotFoundError, NotRunningError, RequestError
+from elastic_kernels.gateway import activity, audit
+from elastic_kernels.gateway.keeper import Keeper
 from elastic_kernels.identity import User
 from elastic_kernels.proxy import ElasticKernelProxy
 from elastic_kernels.request import launch_timeout
 
 
+class Restarter(AsyncIOLoopKernelRestarter):  # type: ignore[misc]
+    """Leaves the pods to the keeper, which is told of their ends and does not have to ask."""
+
+    async def poll(self) -> None:
+        """Called every few seconds."""
+        if not isinstance(self.kernel_manager.process_proxy, ElasticKernelProxy):
+            await super().poll()
+
+
 class ElasticKernelManager(RemoteKernelManager):  # type: ignore[misc]
     """One kernel, of one user."""
 
+    restarter_class = Type(Restarter, klass=AsyncIOLoopKernelRestarter, config=True)
     user: User | None = None
     """Whose it is, as verified at its start; None where nobody is verified."""
+    reason: str = ""
+    """Why it is dead, if it is."""
 
     async def start_kernel(self, *, user: User | None = None, **kwargs: Any) -> None:
         """Start the kernel, for ``user`` the first time; a restart leaves it to whom it belongs."""
@@ -34,9 +54,26 @@ class ElasticKernelManager(RemoteKernelManager):  # type: ignore[misc]
             self.user = user
         await super().start_kernel(**kwargs)
 
+    def request_shutdown(self, restart: bool = False) -> None:
+        """Ask the kernel to shut down; one that is dead cannot be asked."""
+        if self.has_kernel:
+            super().request_shutdown(restart)
+
+    async def interrupt_kernel(self) -> None:
+        """Interrupt what the kernel executes. Raises NotRunningError for one that is dead."""
+        if self.has_kernel:
+            await super().interrupt_kernel()
+        elif not self.shutting_down:
+            raise NotRunningError(f"The kernel is not running: {self.reason or 'it has ended'}. Restart it, or shut it down.")
+
 
 class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[misc]
-    """All kernels of this gateway process."""
+    """All kernels of this gateway process, which are all kernels of its deployment."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.keeper = Keeper(self)
+        self._restarts: dict[str, asyncio.Task[None]] = {}
 
     def _kernel_manager_class_default(self) -> str:
         return f"{__name__}.{ElasticKernelManager.__name__}"
@@ -57,6 +94,7 @@ class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[m
                 kernel_id: str = await super(RemoteMappingKernelManager, self).start_kernel(*args, **kwargs)
                 kwargs.pop("user")
                 self.parent.kernel_session_manager.create_session(kernel_id, **kwargs)
+                activity.ask(self._kernels[kernel_id], "starting")
                 return kernel_id
             if user is not None:
                 raise NotAllowedError(f"{name!r} does not run in a pod of its own, so that it is open to nobody here.")
@@ -67,6 +105,50 @@ class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[m
                 # a start that failed stays there otherwise; one that succeeded is taken out by whoever began it
                 if future.done() and (future.cancelled() or future.exception() is not None):
                     self._starting_kernels.pop(starting, None)
+
+    async def restart_kernel(self, kernel_id: str, now: bool = False) -> None:
+        """Restart a kernel, dead or alive, or wait for the restart that is under way. Raises HTTPError; then the kernel is dead."""
+        restart = self._restarts.get(kernel_id)
+        if restart is None:
+            restart = self._restarts[kernel_id] = asyncio.get_running_loop().create_task(self._restart(kernel_id))
+            restart.add_done_callback(lambda _: self._restarts.pop(kernel_id, None))
+        try:
+            # a client that hangs up does not end what others wait for
+            await asyncio.shield(restart)
+        except asyncio.CancelledError:
+            if restart.cancelled():
+                raise NotFoundError(f"Kernel does not exist: {kernel_id}: it was shut down while it restarted.") from None
+            raise
+
+    async def _restart(self, kernel_id: str) -> None:
+        kernel = self.get_kernel(kernel_id)
+        kernel.restarting = True
+        try:
+            # not JEG's own, which waits for a flag; and never 'now', which shuts a kernel down that has no connection
+            await super(RemoteMappingKernelManager, self).restart_kernel(kernel_id)
+            kernel.reason = ""
+            self.keeper.revived(kernel_id)
+            if isinstance(kernel.process_proxy, ElasticKernelProxy):
+                activity.ask(kernel, "starting")
+        except Exception as error:
+            if kernel_id in self:
+                self.keeper.died(kernel_id, f"it could not be started again: {getattr(error, 'log_message', None) or error}")
+            raise
+        finally:
+            kernel.restarting = False
+
+    async def shutdown_kernel(self, kernel_id: str, now: bool = False, restart: bool = False) -> None:
+        """Shut a kernel down, whatever it is doing; raises NotFoundError for one that somebody else shut down at the same time."""
+        under_way = self._restarts.get(kernel_id)
+        if under_way is not None:
+            under_way.cancel()
+            await asyncio.wait({under_way})
+        kernel = self._kernels.get(kernel_id)
+        try:
+            await super(RemoteMappingKernelManager, self).shutdown_kernel(kernel_id, now, restart)
+        except KeyError:
+            raise NotFoundError(f"Kernel does not exist: {kernel_id}") from None
+        self.keeper.end(kernel)
 
     def user_of(self, kernel_id: str) -> User | None:
         """Return whose kernel it is, or None if there is no such kernel, or none that says so."""
@@ -80,10 +162,19 @@ class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[m
             user = User(name) if isinstance(name, str) and name else None
         return user
 
+    def start_watching_activity(self, kernel_id: str) -> None:
+        """Called when a kernel can be listened to, for the first time and after each restart."""
+        super().start_watching_activity(kernel_id)
+        kernel = self._kernels[kernel_id]
+        if isinstance(kernel.process_proxy, ElasticKernelProxy):
+            activity.watch(kernel)
+
     def remove_kernel(self, kernel_id: str) -> None:
         """Called when a kernel has ended, for whatever reason."""
         user, manager = self.user_of(kernel_id), self._kernels.get(kernel_id)
         super().remove_kernel(kernel_id)
+        if manager is not None:
+            activity.forget(manager)
         if user is not None and manager is not None:
             self.log.info("Kernel %s of %r has ended", kernel_id, user.name)
             audit.write("end", "ok", user=user.name, service=user.service, kernel=kernel_id, profile=manager.kernel_name)
@@ -95,6 +186,16 @@ class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[m
             return issubclass(import_item(proxy["class_name"]), ElasticKernelProxy)
         except (ImportError, KeyError, TypeError, ValueError, OSError):
             return False
+
+    def calls_back(self, name: str) -> bool:
+        """Tell whether the kernel of this name is one whose launcher calls the gateway back. Raises NoSuchKernel and ProfileError."""
+        return profiles.from_kernelspec(name, self.kernel_spec_manager.get_kernel_spec(name).to_dict()).calls_back
+
+    def _handle_kernel_died(self, kernel_id: str) -> None:
+        """Called when a kernel is given up: one of ours stays, dead, until its user shuts it down."""
+        kernel = self._kernels.get(kernel_id)
+        if kernel is not None and getattr(kernel, "elastic_record", None) is None:
+            super()._handle_kernel_died(kernel_id)
 
     def _checked_kernel_name(self, name: Any) -> str:
         if name is None:
@@ -124,13 +225,6 @@ class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[m
             if chosen in self._kernels or chosen in self._starting_kernels:
                 raise KernelExistsError(f"There is a kernel with the id {chosen} already.")
         return environment
-
-    async def shutdown_kernel(self, kernel_id: str, now: bool = False, restart: bool = False) -> None:
-        """Shut a kernel down; raises NotFoundError for one that somebody else shut down at the same time."""
-        try:
-            await super().shutdown_kernel(kernel_id, now, restart)
-        except KeyError:
-            raise NotFoundError(f"Kernel does not exist: {kernel_id}") from None
 
 
 def _is_uuid4(text: Any) -> bool:

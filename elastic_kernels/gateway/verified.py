@@ -6,7 +6,7 @@ import inspect
 import json
 import logging
 from http.client import responses
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 from urllib.parse import parse_qsl, urlencode
 
 from enterprise_gateway.base.handlers import NotFoundHandler
@@ -32,6 +32,8 @@ class Verified(web.RequestHandler):
 
     caller: Caller | None = None
     """Who sent the request; None where nobody is verified."""
+    connects: ClassVar[bool] = False
+    """Whether it is a connection to a kernel, which has to answer."""
     audited: dict[str, Any]
     """What the request's audit line will say."""
 
@@ -53,11 +55,13 @@ class Verified(web.RequestHandler):
     async def prepare(self) -> None:
         """Called before the request is handled. Raises UnauthorizedError, IdentityAwayError, and HTTPError 404."""
         verifier: Verifier | None = self.settings.get(VERIFIER)
+        kernel_id = self.path_kwargs.get("kernel_id")
         if verifier is not None and self.request.method != "OPTIONS" and not isinstance(self, PUBLIC):
             self.caller = await verifier.identify(self.request)
             self.current_user = self.caller
-            kernel_id = self.path_kwargs.get("kernel_id")
-            if kernel_id is not None:
+        if kernel_id is not None and self.request.method != "OPTIONS":
+            await self.kernels.keeper.find(kernel_id, is_to_answer=self.connects)
+            if self.caller is not None:
                 self.own(kernel_id)
         result = super().prepare()
         if inspect.isawaitable(result):

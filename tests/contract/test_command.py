@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Backend, profile
+from tests.conftest import Backend, profile, shut_down_all
 from tests.gateway import running_gateway, until, write_kernelspecs
 
 COMMAND = (str(Path(sys.executable).with_name("elastic-kernels")), "gateway")
@@ -26,6 +26,9 @@ async def test_the_command_verifies_users(backend: Backend, tmp_path: Path) -> N
             assert (await own.execute("6 * 7")).text == "42"
         assert [model["id"] for model in (await gateway.request("GET", "/api/kernels", headers=ANA))[1]] == [body["id"]]
         assert (await gateway.request("GET", "/api/kernels", headers={"X-Forwarded-User": "bia"}))[1] == []
+    # it outlives its gateway
+    assert len(await backend.pods()) == 1
+    await shut_down_all(backend.environment)
     await until(backend.is_empty, "the kernel to go")
 
 

@@ -18,7 +18,7 @@ import pytest
 from elastic_kernels.cluster import Object
 from elastic_kernels.cluster.sweeper import ORPHANED_AFTER
 from elastic_kernels.slots import holder
-from tests.conftest import Backend, profile
+from tests.conftest import Backend, profile, shut_down_all
 from tests.gateway import PLUGGED_IN, Gateway, running_gateway, until, write_kernelspecs
 
 LIMIT = 2
@@ -92,6 +92,10 @@ async def start(gateway: Gateway, user: str, kernel: str = "small") -> tuple[int
         return 0, None
 
 
+async def listed(gateway: Gateway, user: str) -> list[str]:
+    return [model["id"] for model in (await gateway.request("GET", "/api/kernels", headers={"X-Forwarded-User": user}))[1]]
+
+
 async def stop_all(backend: Backend, running: Sequence[Gateway], users: Sequence[str]) -> None:
     for user in users:
         for gateway in running:
@@ -119,7 +123,9 @@ async def test_many_starts_at_once_take_what_there_is_and_no_more(backend: Backe
         # whoever shuts one down can start another one, at once and anywhere
         gone = next(body["id"] for status, body in answers if status == 201)
         deleted = [(await gateway.request("DELETE", f"/api/kernels/{gone}", headers={"X-Forwarded-User": "ana"}))[0] for gateway in running]
-        assert sorted(deleted) == [204, 404, 404]
+        # the second and the third may have seen it go, or be told so by the cluster
+        assert deleted[0] == 204
+        assert set(deleted) <= {204, 404}
         assert (await start(running[2], "ana"))[0] == 201
         assert (await start(running[0], "ana"))[0] == 403
         # by ten users at once
@@ -162,9 +168,10 @@ async def test_gateways_that_are_killed_leave_no_more_and_no_less_than_the_limit
             statuses = Counter([(await start(survivors[0], user))[0] for _ in range(LIMIT + 1)])
             assert statuses == Counter({201: LIMIT - held[user], 403: held[user] + 1}), (user, held)
         assert witness.most == {user: LIMIT for user in users}
-        # nobody serves what the killed ones had started: this test ends it
-        for record in await backend.records():
-            await backend.api.delete("secrets", backend.namespace, record["metadata"]["name"])
+        # the survivor serves what the killed ones had started
+        recorded = {holder(record).kernel_id for record in await backend.records()}
+        assert recorded == {kernel for user in users for kernel in await listed(survivors[0], user)}
+        await shut_down_all(backend.environment)
         await until(backend.is_empty, "all kernels to go", seconds=90)
     assert witness.excesses == []
 

@@ -67,6 +67,7 @@ def test_the_least_profile() -> None:
                 "elastic-kernels/kernel-name": "python-small",
                 "elastic-kernels/launch": "a1b2c3",
                 "elastic-kernels/ports": "1",
+                "elastic-kernels/start": "1",
             },
             "ownerReferences": [{"apiVersion": "v1", "kind": "Secret", "name": RECORD_NAME, "uid": "uid-of-the-record"}],
         },

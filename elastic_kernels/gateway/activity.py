@@ -1,0 +1,79 @@
+"""What a kernel is doing, as it says itself: busy or idle, with which request, and when it was last heard.
+
+Stock Jupyter Server takes the latest status message for the kernel's state, so that an answer on the control channel makes a
+kernel look idle while its cell runs. Here a kernel is busy for as long as a request to execute something is. And one that is
+met while it runs is asked: its answer on the shell channel comes when it has nothing else to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from jupyter_client.session import Session
+from jupyter_server._tz import utcnow
+
+_HEADER: Final = 1
+_PARENT: Final = 2
+_CONTENT: Final = 4
+
+
+def watch(kernel: Any) -> None:
+    """Listen to a kernel whose activity stream is connected: keeps ``last_activity``, ``execution_state`` and ``executing``.
+
+    ``kernel`` is a kernel manager; its ``executing`` is the header of the request that is being executed, or None.
+    """
+    session = Session(config=kernel.session.config, key=kernel.session.key)
+    kernel.executing = None
+    kernel.is_known = False
+
+    def heard(parts: list[bytes]) -> None:
+        kernel.last_activity = utcnow()
+        _, message = session.feed_identities(parts)
+        note(kernel, session.unpack(message[_HEADER]), session.unpack(message[_PARENT]), lambda: session.unpack(message[_CONTENT]))
+
+    kernel._activity_stream.on_recv(heard)
+
+
+def ask(kernel: Any, state: str) -> None:
+    """Have the state of a kernel set to idle once it answers; until then it is ``state``, if it says nothing else."""
+    forget(kernel)
+    kernel.execution_state = state
+    kernel.asking = kernel.connect_shell()
+
+    def answered(_: object) -> None:
+        forget(kernel)
+        kernel.is_known = True
+        if kernel.executing is None:
+            kernel.execution_state = "idle"
+
+    kernel.asking.on_recv(answered)
+    kernel.session.send(kernel.asking, "kernel_info_request")
+
+
+def forget(kernel: Any) -> None:
+    """End what ``ask`` began."""
+    asking = getattr(kernel, "asking", None)
+    if asking is not None and not asking.closed():
+        asking.close(linger=0)
+    kernel.asking = None
+
+
+def note(kernel: Any, header: dict[str, Any], parent: dict[str, Any], content: Callable[[], dict[str, Any]]) -> None:
+    """Note one message of a kernel's; ``content`` returns what it says."""
+    executes = parent.get("msg_type") == "execute_request"
+    if header.get("msg_type") != "status":
+        if executes and not kernel.is_known and kernel.executing is None:
+            # begun before anybody here listened. (A thread may write in the name of a cell that is over.)
+            kernel.executing, kernel.execution_state = parent, "busy"
+        return
+    state = content()["execution_state"]
+    if executes:
+        is_over = state == "idle" and kernel.executing in (None, parent)
+        if state == "idle" and not is_over:
+            return
+        kernel.is_known = True
+        kernel.executing = None if is_over else parent
+        kernel.execution_state = state
+    elif kernel.is_known and kernel.executing is None:
+        kernel.execution_state = state

@@ -1,0 +1,89 @@
+"""How a running kernel is reached: which pod it is in by now, and on which ports, with which key.
+
+A kernel may have several pods for a while, because a restart does not wait for the old one's end. Each says which start of the
+kernel it is; the latest is the kernel's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final
+
+from elastic_kernels import names, record
+from elastic_kernels.cluster import Cluster, Object
+from elastic_kernels.record import Record
+
+_FIRST_PAUSE: Final = 0.01
+_LONGEST_PAUSE: Final = 0.25
+_CONNECT_SECONDS: Final = 2.0
+
+Connect = Callable[[Record, int, str], Awaitable[dict[str, Any]]]
+"""Given record, port set and the pod's address: waits for the kernel to answer and returns how to connect to it."""
+
+
+async def ports_answer(asked: Record, ports: int, address: str) -> dict[str, Any]:
+    """Wait until all of a kernel's ports accept connections, and return how to connect: a ``Connect`` for direct kernels."""
+    connection = record.connection(asked, ports, address)
+    for port in [value for name, value in connection.items() if name.endswith("_port")]:
+        pause = _FIRST_PAUSE
+        while not await _accepts(address, port):
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, _LONGEST_PAUSE)
+    return connection
+
+
+async def again(cluster: Cluster, kept: Record, pod: Object, calls_back: bool) -> dict[str, Any] | None:
+    """Return how to connect to a kernel that another process started, once it answers; None if that cannot be known yet.
+
+    ``calls_back`` says that its launcher chose the ports and told the process that started it. Raises ClusterError,
+    ClusterAwayError and ValueError.
+    """
+    address = pod["status"].get("podIP")
+    if not address:
+        return None
+    if not calls_back:
+        return await ports_answer(kept, ports_of(pod), address)
+    secret = await cluster.client.get("secrets", pod["metadata"]["namespace"], pod["metadata"]["name"])
+    return record.from_connection_secret(secret) if secret is not None else None
+
+
+def latest(pods: Iterable[Object]) -> Object | None:
+    """Return the pod of a kernel's latest start, whatever it is doing, or None if there is none."""
+    return max(pods, key=lambda pod: (start_of(pod), str(pod["metadata"].get("creationTimestamp"))), default=None)
+
+
+def start_of(pod: Object) -> int:
+    """Return the how-manieth start of its kernel a pod is."""
+    return int((pod["metadata"].get("annotations") or {}).get(names.START, "1"))
+
+
+def ports_of(pod: Object) -> int:
+    """Return the index of the port set that the kernel in a pod listens on."""
+    return int(pod["metadata"]["annotations"][names.PORTS])
+
+
+def next_start(pods: Iterable[Object]) -> int:
+    """Return the number of the start after those of ``pods``."""
+    last = latest(pods)
+    return start_of(last) + 1 if last is not None else 1
+
+
+def ports_of_start(number: int) -> int:
+    """Return the index of a start's port set, another than the one before: Jupyter Server tells by its ports that it is another."""
+    return (number - 1) % len(record.PORT_SETS)
+
+
+def token_of(record_uid: str, number: int) -> str:
+    """Return the token of a start that is not a kernel's first: the same for whoever means the same start."""
+    return hashlib.sha256(f"{record_uid} {number}".encode()).hexdigest()[:6]
+
+
+async def _accepts(address: str, port: int) -> bool:
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(address, port), _CONNECT_SECONDS)
+    except (OSError, asyncio.TimeoutError):
+        return False
+    writer.close()
+    return True

@@ -1,0 +1,63 @@
+"""Busy or idle: what a kernel's messages say about it, in the order in which they come."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from elastic_kernels.gateway.activity import note
+
+CELL, OTHER, INFO = (
+    {"msg_type": "execute_request", "msg_id": "cell"},
+    {"msg_type": "execute_request", "msg_id": "other"},
+    {"msg_type": "kernel_info_request", "msg_id": "info"},
+)
+Message = tuple[str, dict[str, Any]]
+
+
+def heard(*messages: Message, is_known: bool = True, state: str = "idle") -> tuple[str, str | None]:
+    """Return state and executed request after messages: a state or another kind of message, and the request it belongs to."""
+    kernel = SimpleNamespace(executing=None, execution_state=state, is_known=is_known)
+    for kind, parent in messages:
+        is_state = kind in ("busy", "idle", "starting")
+        header = {"msg_type": "status" if is_state else kind}
+        note(kernel, header, parent, lambda kind=kind: {"execution_state": kind})  # type: ignore[misc]
+    return kernel.execution_state, kernel.executing["msg_id"] if kernel.executing else None
+
+
+@pytest.mark.parametrize(
+    ("messages", "state"),
+    [
+        ([("busy", CELL)], ("busy", "cell")),
+        ([("busy", CELL), ("stream", CELL), ("idle", CELL)], ("idle", None)),
+        # an answer on the control channel while a cell runs
+        ([("busy", CELL), ("busy", INFO), ("idle", INFO)], ("busy", "cell")),
+        ([("busy", INFO)], ("busy", None)),
+        ([("busy", INFO), ("idle", INFO)], ("idle", None)),
+        ([("busy", CELL), ("idle", CELL), ("busy", OTHER)], ("busy", "other")),
+        # an end that is not that of the cell that runs
+        ([("busy", CELL), ("busy", OTHER), ("idle", CELL)], ("busy", "other")),
+        # a thread that writes in the name of a cell that is over
+        ([("busy", CELL), ("idle", CELL), ("stream", CELL)], ("idle", None)),
+    ],
+)
+def test_a_kernel_that_is_known(messages: list[Message], state: tuple[str, str | None]) -> None:
+    assert heard(*messages) == state
+
+
+@pytest.mark.parametrize(
+    ("messages", "state"),
+    [
+        # its cell began before anybody listened
+        ([("stream", CELL)], ("busy", "cell")),
+        ([("stream", CELL), ("busy", INFO), ("idle", INFO)], ("busy", "cell")),
+        ([("stream", CELL), ("idle", CELL)], ("idle", None)),
+        ([("idle", CELL)], ("idle", None)),
+        # others ask as well, on the control channel
+        ([("busy", INFO), ("idle", INFO)], ("busy", None)),
+    ],
+)
+def test_a_kernel_that_is_met_while_it_runs(messages: list[Message], state: tuple[str, str | None]) -> None:
+    assert heard(*messages, is_known=False, state="busy") == state
