@@ -21,16 +21,19 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from pathlib import Path
 from typing import Any, Final
 
-from elastic_kernels import kernelspecs
+from elastic_kernels import kernelspecs, names
 from elastic_kernels.cluster import Client
 from elastic_kernels.embedded import NODES, EmbeddedCluster, node
+from elastic_kernels.errors import ElasticKernelsError
 from elastic_kernels.settings import ElasticKernels, default_namespace
+from elastic_kernels.shutdown import shut_down
 from elastic_kernels.up_plan import Options, Plan, settle
 from elastic_kernels.up_servers import HOST, Server, serving
 
 _START_SECONDS: Final = 90.0
-# The lab asks the gateway to end its kernels, the gateway ends those of others, the cluster accepts it.
+# The lab asks the gateway to end its kernels; those of others end after the gateway, which lets them go on.
 _LAB_END_SECONDS: Final = 10.0
+_END_SECONDS: Final = 10.0
 _GATEWAY_END_SECONDS: Final = 25.0
 # So that a kernel that is late is answered by the gateway, which knows why, and not by a client that gave up.
 _CLIENT_PATIENCE: Final = 15
@@ -81,7 +84,10 @@ async def _run(plan: Plan, say: Say) -> None:
         say(f"Kernels     {', '.join(repr(profile.display_name or name) for name, profile in plan.profiles.items())}")
         kernelspecs.install(plan.profiles.values(), directory / "jupyter" / "kernels")
         begin = time.monotonic()
-        gateway = await stack.enter_async_context(_gateway(plan, directory, kubeconfig))
+        # others may use the same namespace; what ends with this gateway is its own
+        deployment = f"up-{secrets.token_hex(4)}"
+        stack.push_async_callback(_end_kernels, deployment, kubeconfig, say)
+        gateway = await stack.enter_async_context(_gateway(plan, directory, kubeconfig, deployment))
         lab = await stack.enter_async_context(_lab(plan, directory)) if plan.lab else None
         # both start at the same time, which is what the time of each is counted from
         with _timed(say, "Gateway", begin) as step:
@@ -115,7 +121,17 @@ async def _cluster(plan: Plan, directory: Path) -> AsyncIterator[tuple[str, str]
     yield "", f"the one of {files}, kernels in the namespace {namespace!r}"
 
 
-def _gateway(plan: Plan, directory: Path, kubeconfig: str) -> AbstractAsyncContextManager[Server]:
+async def _end_kernels(deployment: str, kubeconfig: str, say: Say) -> None:
+    """Shut down what the gateway, which is gone, has left running."""
+    # there is little point in waiting for a cluster that is gone as well
+    settings = ElasticKernels(deployment=deployment, retry_time=_END_SECONDS, **({"kubeconfig": kubeconfig} if kubeconfig else {}))
+    try:
+        await shut_down(settings, None, lambda line: None)
+    except ElasticKernelsError as error:
+        say(f"Kernels     may be left in the cluster, with the label {names.DEPLOYMENT}={deployment}: {error}")
+
+
+def _gateway(plan: Plan, directory: Path, kubeconfig: str, deployment: str) -> AbstractAsyncContextManager[Server]:
     configuration = f"""from elastic_kernels.gateway import configure
 configure(c)
 c.KernelSpecManager.whitelist = {sorted(plan.profiles)!r}
@@ -130,8 +146,7 @@ c.KernelSpecManager.ensure_native_kernel = False
         "EG_RESPONSE_PORT": str(plan.response_port),
         # there is one user, who may well be root in a container
         "EG_UNAUTHORIZED_USERS": "",
-        # others may use the same namespace; what ends with this gateway is its own
-        "ELASTIC_KERNELS_DEPLOYMENT": f"up-{secrets.token_hex(4)}",
+        "ELASTIC_KERNELS_DEPLOYMENT": deployment,
         **({"KUBECONFIG": kubeconfig, "ELASTIC_KERNELS_KUBECONFIG": kubeconfig} if kubeconfig else {}),
     }
     command = [sys.executable, "-m", "enterprise_gateway", f"--EnterpriseGatewayApp.ip={HOST}"]

@@ -39,7 +39,7 @@ async def test_a_signal_ends_everything(tmp_path: Path, number: signal.Signals) 
         processes = up.descendants()
         commands = "\n".join(processes.values())
         assert len(processes) >= 4, commands
-        assert commands.count("elastic-kernels/python.py") == 2, commands
+        assert commands.count("elastic-kernels/kernel.json") == 2, commands
         exit_code, out, err = up.end(number)
         assert (exit_code, err) == (0, "")
         assert out.startswith("Ending      JupyterLab, kernels, gateway and cluster\nEnded       nothing is left (")
