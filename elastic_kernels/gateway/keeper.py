@@ -41,6 +41,7 @@ _SETTLED: Final = 1.5
 _NOBODYS: Final = 10.0
 # Who has run for so long did not crash in a row.
 _STABLE: Final = timedelta(minutes=1)
+_ACCEPTED: Final = 5.0
 _TRIED_AGAIN: Final = 15.0
 
 
@@ -75,6 +76,8 @@ class Keeper:
         self._known: dict[str, _Known] = {}
         self._tasks: dict[str, asyncio.Task[Any]] = {}
         self._wake = asyncio.Event()
+        self._ended: dict[str, str | None] = {}
+        """What was shut down here and may still be in the copy: kernels' ids, and their records' uids."""
         self._failed: dict[str, tuple[str, float]] = {}
         """What could not be served: why, and when that is tried again."""
 
@@ -139,7 +142,7 @@ class Keeper:
         for item in cluster.pods.objects():
             pods.setdefault(_kernel_id(item), []).append(item)
         for kernel_id, item in recorded.items():
-            if kernel_id not in served and self._may_begin(kernel_id, now):
+            if kernel_id not in served and self._ended.get(kernel_id) != item["metadata"]["uid"] and self._may_begin(kernel_id, now):
                 pod = reach.latest(pods.get(kernel_id, ()))
                 if (pod is not None and _is_worth_meeting(pod)) or (pod is None and _obituary(item)):
                     self._begin(kernel_id, self._meet(cluster, item, pod))
@@ -148,6 +151,8 @@ class Keeper:
                 self._look_after(cluster, kernel_id, kernel, recorded.get(kernel_id), pods.get(kernel_id, []), now)
         for kernel_id in self._known.keys() - served.keys():
             del self._known[kernel_id]
+        if cluster.records.is_fresh:
+            self._ended = {kernel_id: uid for kernel_id, uid in self._ended.items() if kernel_id in recorded}
 
     def died(self, kernel_id: str, sentence: str) -> None:
         """Have a kernel be dead, and say why, here and to those who are connected."""
@@ -167,14 +172,17 @@ class Keeper:
         if self._cluster is not None and item is not None and _obituary(item):
             self._begin(kernel_id, _mark(self._cluster, item, ""))
 
-    def end(self, kernel: Any) -> None:
-        """Called when a kernel has been shut down here: one that was dead may have nothing left but its record."""
+    async def ended(self, kernel_id: str, kernel: Any, *, was_dead: bool) -> None:
+        """Called when a kernel has been shut down here, so that it is not met again; of one that was dead, the rest is ended, too."""
         held = getattr(kernel, "elastic_record", None)
-        if held is not None and self._cluster is not None:
-            namespace, record = held
-            last = self._known.get(kernel.kernel_id)
-            pod = last.last["metadata"]["name"] if last is not None and last.last is not None else None
-            self._cluster.reaper.end(namespace, pod, grace=_grace(kernel), record=record)
+        if held is None or self._cluster is None:
+            return
+        namespace, record = held
+        self._ended[kernel_id] = record.uid
+        if was_dead:
+            pods = [item["metadata"]["name"] for item in self._cluster.pods_of(kernel_id)]
+            endings = [self._cluster.reaper.end(namespace, pod, grace=0, record=record) for pod in pods or [None]]
+            await asyncio.wait([asyncio.ensure_future(ending.accepted.wait()) for ending in endings], timeout=_ACCEPTED)
 
     def _may_begin(self, kernel_id: str, now: float) -> bool:
         is_starting = kernel_id in self._kernels._starting_kernels
@@ -339,11 +347,6 @@ def _kernel_id(item: Object) -> str:
 
 def _key(item: Object) -> Key:
     return item["metadata"]["namespace"], item["metadata"]["name"]
-
-
-def _grace(kernel: Any) -> int:
-    proxy = kernel.process_proxy
-    return int(proxy.profile.grace_period) if proxy is not None else 1
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -144,11 +144,12 @@ class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[m
             under_way.cancel()
             await asyncio.wait({under_way})
         kernel = self._kernels.get(kernel_id)
+        was_dead = kernel is not None and not kernel.has_kernel
         try:
             await super(RemoteMappingKernelManager, self).shutdown_kernel(kernel_id, now, restart)
         except KeyError:
             raise NotFoundError(f"Kernel does not exist: {kernel_id}") from None
-        self.keeper.end(kernel)
+        await self.keeper.ended(kernel_id, kernel, was_dead=was_dead)
 
     def user_of(self, kernel_id: str) -> User | None:
         """Return whose kernel it is, or None if there is no such kernel, or none that says so."""
