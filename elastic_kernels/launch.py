@@ -56,6 +56,8 @@ class Started:
     """The content of a connection file for whoever connects to it."""
     record: RecordRef
     """Its record."""
+    number: int = 1
+    """The how-manieth start of the kernel it is."""
 
 
 async def launch(
@@ -71,19 +73,21 @@ async def launch(
     id_is_chosen: bool = True,
     home_claims: str = homes.JUPYTERHUB,
     again: bool = False,
+    after: int = 0,
 ) -> Started:
     """Start a kernel and return once it answers.
 
     ``id_is_chosen`` says that the client chose the kernel's id, so that another kernel may have it. ``home_claims`` says how the
     user's home volume is found (see ``homes``). ``again`` is a restart: the record of ``asked.kernel_id`` that exists is used, and
-    kept if the launch fails. ``arguments`` are values for the command's placeholders. Raises LimitReachedError, HomeError,
+    kept if the launch fails; ``after`` is the number of the start that it is to follow: if another gateway has
+    done just that, its pod is waited for. ``arguments`` are values for the command's placeholders. Raises LimitReachedError, HomeError,
     LaunchError, LaunchTimeoutError, KernelExistsError, ClusterError and ClusterAwayError; then nothing that was created remains,
     at the latest when the API server answers again.
     """
     attempt = _Attempt(cluster, asked.namespace, profile, request, limits, id_is_chosen)
     cluster.unfinished.add(attempt.give_up)
     try:
-        return await asyncio.wait_for(attempt.run(asked, spot, connect, arguments, home_claims, again), request.timeout)
+        return await asyncio.wait_for(attempt.run(asked, spot, connect, arguments, home_claims, again, after), request.timeout)
     except asyncio.TimeoutError:
         attempt.give_up()
         raise LaunchTimeoutError(
@@ -128,7 +132,7 @@ class _Attempt:
         self._is_ours = True
 
     async def run(
-        self, asked: Record, spot: pod.Spot, connect: Connect, arguments: Mapping[str, str], home_claims: str, again: bool
+        self, asked: Record, spot: pod.Spot, connect: Connect, arguments: Mapping[str, str], home_claims: str, again: bool, after: int
     ) -> Started:
         client = self._cluster.client
         home = await homes.find(client, asked.namespace, self._profile, asked.user, home_claims)
@@ -137,34 +141,36 @@ class _Attempt:
         kept = replace(record.from_secret(secret), groups=asked.groups)
         self._namespace = kept.namespace
         uid = secret["metadata"]["uid"]
-        created, ports = await self._pod(kept, pod.Launch(secrets.token_hex(3), 0, uid, 1, arguments, home), spot, again)
-        address, connection = await self._connected(created, lambda address: connect(kept, ports, address))
+        start = pod.Launch(secrets.token_hex(3), 0, uid, 1, arguments, home)
+        created, start = await self._pod(
+            kept, start, spot, reach.next_start(self._cluster.pods_of(kept.kernel_id), after) if again else None
+        )
+        address, connection = await self._connected(created, lambda address: connect(kept, start.ports, address))
         if self._profile.calls_back and self._is_ours:
             # the launcher has told nobody but this process
             await self._create("secrets", record.to_connection_secret(kept, created, connection))
         assert self._key is not None
-        return Started(self._key, address, connection, RecordRef(kept.name, kept.token, secret["metadata"]["uid"]))
+        return Started(self._key, address, connection, RecordRef(kept.name, kept.token, uid), start.number)
 
-    async def _pod(self, kept: Record, start: pod.Launch, spot: pod.Spot, again: bool) -> tuple[Object, int]:
-        """Create the pod and return it with the index of its ports.
+    async def _pod(self, kept: Record, start: pod.Launch, spot: pod.Spot, number: int | None) -> tuple[Object, pod.Launch]:
+        """Create the pod, of the start ``number`` if it is not the kernel's first, and return it with what it is.
 
         Two gateways that start a kernel again at the same time mean the same start, and so the same name: one of them creates it.
         """
-        number = reach.next_start(self._cluster.pods_of(kept.kernel_id)) if again else 1
         while True:
-            if again:
+            if number is not None:
                 start = replace(start, token=reach.token_of(start.record_uid, number), number=number, ports=reach.ports_of_start(number))
             manifest = await self._manifest(kept, start, spot)
             self._key = (kept.namespace, manifest["metadata"]["name"])
             try:
-                return await self._create("pods", manifest), start.ports
+                return await self._create("pods", manifest), start
             except ClusterError as error:
-                if error.code != 409 or not again:
+                if error.code != 409 or number is None:
                     raise
             found = await self._cluster.client.get("pods", *self._key)
             if found is not None and not found["metadata"].get("deletionTimestamp") and not status.has_ended(found):
                 self._is_ours = False
-                return found, start.ports
+                return found, start
             number += 1
 
     async def _manifest(self, kept: Record, start: pod.Launch, spot: pod.Spot) -> Object:

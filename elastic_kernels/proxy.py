@@ -130,6 +130,7 @@ class ElasticKernelProxy(_k8s.KubernetesProcessProxy):  # type: ignore[misc,name
             id_is_chosen="KERNEL_ID" in environment,
             home_claims=settings.home_claims,
             again=self.kernel_manager.restarting,
+            after=getattr(self.kernel_manager, "elastic_start", 0),
         )
         self.serve(self._cluster, started)
         self.log.info("Kernel %s of %r runs in the pod %s/%s", self.kernel_id, user.name, *started.key)
@@ -140,6 +141,7 @@ class ElasticKernelProxy(_k8s.KubernetesProcessProxy):  # type: ignore[misc,name
         self._cluster = cluster
         # also for the starts that come after this one
         self._namespace, self._record = self.kernel_manager.elastic_record = started.key[0], started.record
+        self.kernel_manager.elastic_start = started.number
         self.kernel_namespace, self.kernel_pod_name = started.key
         self.container_name = self.assigned_host = self.kernel_pod_name
         self.assigned_ip = started.address

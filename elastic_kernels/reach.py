@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
-from elastic_kernels import names, record
+from elastic_kernels import names, record, status
 from elastic_kernels.cluster import Cluster, Object
 from elastic_kernels.record import Record
 
@@ -64,10 +64,13 @@ def ports_of(pod: Object) -> int:
     return int(pod["metadata"]["annotations"][names.PORTS])
 
 
-def next_start(pods: Iterable[Object]) -> int:
-    """Return the number of the start after those of ``pods``."""
-    last = latest(pods)
-    return start_of(last) + 1 if last is not None else 1
+def next_start(pods: Iterable[Object], after: int) -> int:
+    """Return the number of the start that follows the start ``after``, and all of ``pods`` that are over.
+
+    A later one that is not over is what somebody else has made of the same wish.
+    """
+    over = [start_of(pod) for pod in pods if pod["metadata"].get("deletionTimestamp") or status.has_ended(pod)]
+    return max([after, *over]) + 1
 
 
 def ports_of_start(number: int) -> int:

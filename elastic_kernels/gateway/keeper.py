@@ -243,13 +243,13 @@ class Keeper:
         ref = RecordRef(kept.name, kept.token, secret["metadata"]["uid"])
         if pod is None or status.has_ended(pod):
             key = _key(pod) if pod is not None else (kept.namespace, "")
-            return Started(key, "", {}, ref)
+            return Started(key, "", {}, ref, reach.start_of(pod) if pod is not None else 0)
         calls_back = self._kernels.calls_back(kept.kernel_name)
         try:
             connection = await asyncio.wait_for(reach.again(cluster, kept, pod, calls_back), _PATIENCE)
         except asyncio.TimeoutError:
             return None
-        return Started(_key(pod), pod["status"]["podIP"], connection, ref) if connection is not None else None
+        return Started(_key(pod), pod["status"]["podIP"], connection, ref, reach.start_of(pod)) if connection is not None else None
 
     def _look_after(self, cluster: Cluster, kernel_id: str, kernel: Any, item: Object | None, pods: list[Object], now: float) -> None:
         """Begin what a served kernel needs, if anything."""
@@ -263,6 +263,7 @@ class Keeper:
         known.was_recorded = True
         latest = reach.latest(pods)
         key = kernel.process_proxy.key if kernel.process_proxy is not None else None
+        self._end_former(cluster, kernel, pods, latest)
         if latest is not None and _key(latest) != key and not latest["metadata"].get("deletionTimestamp"):
             if _is_worth_meeting(latest) and not status.has_ended(latest):
                 self._begin(kernel_id, self._follow(cluster, kernel, item, latest))
@@ -284,6 +285,17 @@ class Keeper:
         found = status.classify(known.last, (), datetime.now(timezone.utc), is_gone=current is None)
         known.death = known.death or _Death(now, found)
         self._decide(cluster, kernel_id, kernel, item, known, now)
+
+    def _end_former(self, cluster: Cluster, kernel: Any, pods: list[Object], latest: Object | None) -> None:
+        """End pods of earlier starts: whoever began a later one has done so, unless it was killed in between."""
+        if latest is None or len(pods) < 2 or kernel.process_proxy is None:
+            return
+        begun = serving.started_at(latest)
+        if begun is None or datetime.now(timezone.utc) - begun < _STABLE:
+            return
+        for pod in pods:
+            if reach.start_of(pod) < reach.start_of(latest) and not pod["metadata"].get("deletionTimestamp"):
+                cluster.reaper.end(*_key(pod), grace=kernel.process_proxy.profile.grace_period)
 
     def _decide(self, cluster: Cluster, kernel_id: str, kernel: Any, item: Object, known: _Known, now: float) -> None:
         """Do with a kernel that has ended what is to be done, once it is sure that nobody else is doing it."""

@@ -1,0 +1,53 @@
+"""Which pod a kernel is in, and which start comes next: two gateways that mean the same must come to the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from elastic_kernels.reach import latest, next_start, ports_of_start, token_of
+
+
+def pod(number: int, phase: str = "Running", *, deleted: bool = False) -> dict[str, Any]:
+    deletion = {"deletionTimestamp": "2026-01-01T00:00:09Z"} if deleted else {}
+    return {
+        "metadata": {
+            "name": f"p{number}",
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+            "annotations": {"elastic-kernels/start": str(number)},
+            **deletion,
+        },
+        "status": {"phase": phase},
+    }
+
+
+@pytest.mark.parametrize(
+    ("pods", "after", "number"),
+    [
+        ([], 1, 2),
+        # nothing is known of the starts before
+        ([], 0, 1),
+        ([pod(1)], 1, 2),
+        ([pod(1, deleted=True)], 1, 2),
+        # another gateway has done what this one is about to do
+        ([pod(1, deleted=True), pod(2)], 1, 2),
+        ([pod(1), pod(2, "Pending")], 1, 2),
+        # it has, and it came to nothing
+        ([pod(1), pod(2, "Failed")], 1, 3),
+        ([pod(2), pod(1)], 2, 3),
+    ],
+)
+def test_the_next_start(pods: list[dict[str, Any]], after: int, number: int) -> None:
+    assert next_start(pods, after) == number
+
+
+def test_the_latest_pod() -> None:
+    assert latest([]) is None
+    assert latest([pod(2), pod(10, "Failed"), pod(1)]) == pod(10, "Failed")
+
+
+def test_each_start_takes_other_ports_than_the_one_before_and_a_name_of_its_own() -> None:
+    assert [ports_of_start(number) for number in (1, 2, 3, 4)] == [0, 1, 0, 1]
+    assert token_of("uid", 2) == token_of("uid", 2)
+    assert len({token_of("uid", 2), token_of("uid", 3), token_of("other", 2)}) == 3
