@@ -14,6 +14,8 @@ class ElasticKernelsError(Exception):
     """
 
     status = 500
+    retry_after: float | None = None
+    """Seconds after which the same request may succeed, where it may: what the response's ``Retry-After`` says."""
 
     def __init__(self, sentence: str, *, detail: str = "") -> None:
         super().__init__(one_line(sentence))
@@ -58,6 +60,7 @@ class LimitReachedError(ElasticKernelsError):
     """The user, or the deployment, has as many kernels as it may have."""
 
     status = 403
+    retry_after = 10.0
 
 
 class NotFoundError(ElasticKernelsError):

@@ -142,6 +142,9 @@ class Profile(Part):
     """The pod's service account; its token is mounted only if one is named."""
     limit_class: DnsLabel = "interactive"
     """Which of a user's limits its kernels count against."""
+    limit_classes: tuple[DnsLabel, ...] = ()
+    """Other limits of the user's that a client may choose instead, in ``KERNEL_LIMIT_CLASS``: every client, at will, so that each
+    needs a number of its own in the setting ``max_kernels_per_class``. Default: none."""
     idle_time: Annotated[int, Field(ge=0)] = 0
     """Seconds without activity after which the kernel may be culled; 0 leaves it to the gateway's setting."""
     launch_timeout: Annotated[float, Field(gt=0, le=86400)] = 300

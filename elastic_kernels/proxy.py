@@ -111,7 +111,7 @@ class ElasticKernelProxy(_k8s.KubernetesProcessProxy):  # type: ignore[misc,name
             key=secrets.token_hex(32),
             token=secrets.token_hex(4),
             slot="",
-            limit_class=self.profile.limit_class,
+            limit_class=user.limit_class or request.limit_class,
             title=title,
             notebook=request.notebook,
             usage=slots.usage(self.profile),

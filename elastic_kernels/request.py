@@ -38,6 +38,8 @@ class KernelRequest:
     """The folder to start in, inside the home volume or another one of the profile's."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that the profile opens to clients."""
+    limit_class: str = ""
+    """Which of the user's limits the kernel counts against: the profile's, or one of those that it lets clients choose."""
     notebook: str = ""
     """The notebook that it is for, as Jupyter Server names it in ``JPY_SESSION_NAME``: to tell a user's kernels apart."""
     dropped: tuple[str, ...] = ()
@@ -56,6 +58,11 @@ def parse_request(environment: Mapping[str, str], profile: Profile) -> KernelReq
             raise RequestError(f"The environment variable {name} is not text of at most {MAXIMUM_LENGTH} characters.")
     timeout = min(launch_timeout(wishes.pop("KERNEL_LAUNCH_TIMEOUT", None)) or math.inf, profile.launch_timeout)
     image = _image(wishes.pop("KERNEL_IMAGE", None), profile) if profile.images or profile.named_images else None
+    limit_class = wishes.get("KERNEL_LIMIT_CLASS")
+    if limit_class in (profile.limit_class, *profile.limit_classes):
+        del wishes["KERNEL_LIMIT_CLASS"]
+    else:
+        limit_class = profile.limit_class
     directory = _directory(wishes.pop("KERNEL_WORKING_DIR", None), profile)
     dropped = {name for name in wishes if name not in opened and name not in _KNOWN}
     return KernelRequest(
@@ -63,6 +70,7 @@ def parse_request(environment: Mapping[str, str], profile: Profile) -> KernelReq
         timeout=timeout,
         working_directory=directory,
         environment=opened,
+        limit_class=limit_class,
         notebook=_notebook(wishes.get("JPY_SESSION_NAME")),
         dropped=tuple(sorted(dropped)),
     )

@@ -179,7 +179,7 @@ async def _numbered(cluster: Cluster, asked: Record, allowed: int, create: Calla
         held = await _listed(cluster, asked.user)
         same = [other for other in held if other.name in slots]
         if len(same) == allowed:
-            raise LimitReachedError(_of_user(allowed, same) if asked.pool else _of_class(asked.limit_class, allowed, same))
+            raise _refusal(Excess(_of_user(allowed, same) if asked.pool else _of_class(asked.limit_class, allowed, same), tuple(same)))
 
 
 async def _confirm(cluster: Cluster, mine: Holder, limits: Limits, id_is_chosen: bool) -> None:
@@ -202,11 +202,19 @@ async def _confirm(cluster: Cluster, mine: Holder, limits: Limits, id_is_chosen:
             started = {item["metadata"]["labels"].get(names.KERNEL_ID) for item in cluster.pods.objects()}
             left = end - loop.time()
             if left <= 0 or all(other.kernel_id in started for other in excess.holders):
-                raise LimitReachedError(excess.sentence)
+                raise _refusal(excess)
             await _wait(changed, left)
     finally:
         for informer in watched:
             informer.unobserve(changed.set)
+
+
+def _refusal(excess: Excess) -> LimitReachedError:
+    refusal = LimitReachedError(excess.sentence)
+    if not excess.holders:
+        # nobody's end would make room
+        refusal.retry_after = None
+    return refusal
 
 
 async def _known(cluster: Cluster, mine: Holder) -> list[Holder]:

@@ -118,6 +118,9 @@ class Verified(web.RequestHandler):
             message = f"The gateway failed ({type(error).__name__}); its log has more."
         else:
             message = standard
+        cause = error.__cause__ if isinstance(error, web.HTTPError) else error
+        if isinstance(cause, ElasticKernelsError) and cause.retry_after is not None:
+            self.set_header("Retry-After", f"{cause.retry_after:.0f}")
         self.audited["message"] = message
         self.set_header("Content-Type", "application/json")
         self.set_status(status_code)

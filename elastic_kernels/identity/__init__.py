@@ -31,6 +31,8 @@ class User:
     groups: frozenset[str] = frozenset()
     service: str = ""
     """The service that acts for them here, or empty."""
+    limit_class: str = ""
+    """Which of their limits the kernels count against that this service starts; empty: the profile says it."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Caller:
     is_administrator: bool = False
     acts_for: tuple[str, ...] | None = None
     """Patterns (``*`` stands for any text) of the users for whom a service may act; None for a person."""
+    limit_class: str = ""
+    """The limit of its users' that a service's kernels count against, whatever their profiles say; empty: the profiles say it."""
 
     def on_behalf_of(self, named: str | None) -> User:
         """Return the user for whom a request of this caller starts a kernel; ``named`` is whom the request itself names.
@@ -55,7 +59,7 @@ class Caller:
         name = checked_name(named, "KERNEL_USERNAME")
         if not self._grants(name):
             raise NotAllowedError(f"The service {self.name!r} may not act for the user {name!r}; its grant does not list them.")
-        return User(name, self.groups, service=self.name)
+        return User(name, self.groups, service=self.name, limit_class=self.limit_class)
 
     def may_use(self, user: str, service: str) -> bool:
         """Tell whether a kernel of ``user``, started through ``service`` or by themselves (empty), is this caller's."""

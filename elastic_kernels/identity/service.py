@@ -7,6 +7,7 @@ They stand in a YAML file, as digests, so that the file alone opens nothing::
         tokens: [sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08]
         users: [ana, "team-*"]      # for whom it may act; "*" is everybody
         groups: [scientists]        # whose kernels it may start (default: those open to all)
+        limit_class: scheduled      # which of the user's limits its kernels count against (default: the profile's)
 
 The file is read again when it changes. A file that cannot be read lets no service in until it is mended.
 """
@@ -24,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from elastic_kernels.errors import ConfigurationError, IdentityAwayError
 from elastic_kernels.identity import Caller
+from elastic_kernels.profiles import DnsLabel
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ class _Service(BaseModel):
     tokens: list[Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]]
     users: list[Annotated[str, StringConstraints(min_length=1)]]
     groups: list[Annotated[str, StringConstraints(min_length=1)]] = []
+    limit_class: DnsLabel | None = None
 
 
 class _File(BaseModel):
@@ -103,5 +106,5 @@ def _read(path: Path) -> dict[str, Caller]:
         for digest in service.tokens:
             if digest in callers:
                 raise ConfigurationError(f"{path}: the services {callers[digest].name!r} and {name!r} have the same token.")
-            callers[digest] = Caller(name, frozenset(service.groups), acts_for=tuple(service.users))
+            callers[digest] = Caller(name, frozenset(service.groups), acts_for=tuple(service.users), limit_class=service.limit_class or "")
     return callers
