@@ -26,7 +26,7 @@ run: environments ## start a gateway and a JupyterLab, with kernels on this mach
 	@exec $(GATEWAY)/bin/elastic-kernels up $(ARGS)
 
 environments: ## make both environments, side by side
-	@$(MAKE) -s --no-print-directory -j2 $(GATEWAY)/gateway.done $(LAB)/lab.done
+	@$(MAKE) -s --no-print-directory -j2 $(GATEWAY)/gateway.done $(LAB)/engine.done
 
 test: environments $(GATEWAY)/test.done $(LAB)/hub.done browser check ## lint, types, and the tests that need no real cluster (ARGS="-k name")
 	$(RUN_PYTEST) tests/unit tests/contract tests/hub tests/lab $(ARGS)
@@ -69,6 +69,12 @@ $(LAB)/lab.done: requirements/lab.txt | python
 	@echo "Installing  JupyterLab's environment into $(LAB)"
 	@test -x $(LAB)/bin/python || $(PYTHON) -m venv $(LAB)
 	@$(LAB)/$(PIP_INSTALL) -r requirements/lab.txt
+	@touch $@
+
+# this library, for its papermill engine, which needs nothing of the gateway's side; not beside the gateway's own installation of it,
+# because both write the same folder here
+$(LAB)/engine.done: $(LAB)/lab.done $(GATEWAY)/gateway.done
+	@$(LAB)/$(PIP_INSTALL) --no-build-isolation --no-deps -e .
 	@touch $@
 
 $(LAB)/hub.done: requirements/hub.txt $(LAB)/lab.done

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD = ["setuptools>=70.1"]
 # later ones need Python 3.11.5, and Debian's, in the images, is 3.11.2
 HELD = ["soupsieve<3"]
-LAB = ["jupyterlab>=4,<5", "papermill", "ipykernel"]
+LAB = ["jupyterlab>=4,<5", "papermill", "ipykernel", *BUILD]
 # kubespawner: says how it names claims; a proxy in Python, so that no Node is needed
 HUB = ["jupyterhub>=5,<6", "jupyterhub-kubespawner>=7,<8", "configurable-http-proxy"]
 # ipykernel: what kernels of the embedded cluster run in the tests that need no JupyterLab

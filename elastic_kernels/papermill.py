@@ -1,0 +1,207 @@
+"""The papermill engine: ``papermill --engine elastic-kernels IN OUT`` runs a notebook in a kernel of the gateway's.
+
+The kernel is the one that the notebook had in JupyterLab, for the same user, in the notebook's own folder, and counts against the
+user's limit for scheduled kernels where that is opened. Everything else (parameters, output, errors, exit codes) is papermill's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+import nbformat
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+from papermill.clientwrap import PapermillNotebookClient
+from papermill.engines import Engine, NotebookExecutionManager
+from papermill.iorw import papermill_io
+
+from elastic_kernels.errors import ConfigurationError
+from elastic_kernels.remote import start
+from elastic_kernels.remote.client import Call, RemoteKernel, RemoteKernelClient, other_loop
+from elastic_kernels.remote.gateway import Gateway, address
+from elastic_kernels.remote.start import Patience, Starting
+
+log = logging.getLogger(__name__)
+
+# papermill's own default for start_timeout, with which nobody has asked for anything
+_NOT_ASKED: Final = 60
+# for a client that waits for a connection to come back, nbclient's four seconds are none
+_LAST_OUTPUT_SECONDS: Final = 60.0
+
+
+class KernelLostError(DeadKernelError):  # type: ignore[misc]
+    """The kernel ended, or what it said was lost, in the middle of the run. papermill's exit code for it is 138."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The engine's own options: keyword arguments of ``papermill.execute_notebook``. What is None comes from the environment."""
+
+    gateway: str | None = None
+    """The gateway's address; ``JUPYTER_GATEWAY_URL``."""
+    token: str | None = field(default=None, repr=False)
+    """Who asks; ``JUPYTER_GATEWAY_AUTH_TOKEN``, else ``JUPYTERHUB_API_TOKEN``."""
+    user: str | None = None
+    """For whom a service asks; ``KERNEL_USERNAME``."""
+    image: str | None = None
+    """The image, where the profile admits another; ``KERNEL_IMAGE``."""
+    folder: str | None = None
+    """Where the kernel starts, as the pod sees it; ``KERNEL_WORKING_DIR``, else papermill's ``cwd``, else the notebook's folder."""
+    limit_class: str | None = start.SCHEDULED
+    """Which of the user's limits the kernel is to count against."""
+    patience: Patience = Patience()
+
+
+class ElasticKernelsEngine(Engine):  # type: ignore[misc]
+    """Registered with papermill as ``elastic-kernels``."""
+
+    @classmethod
+    def execute_managed_notebook(
+        cls,
+        nb_man: NotebookExecutionManager,
+        kernel_name: str,
+        log_output: bool = False,
+        stdout_file: Any = None,
+        stderr_file: Any = None,
+        start_timeout: float = _NOT_ASKED,
+        execution_timeout: float | None = None,
+        **more: Any,
+    ) -> None:
+        """Called by papermill. ``start_timeout`` other than papermill's default of 60 limits the start; else the profile does.
+
+        Raises GatewayError where no kernel can be had, KernelLostError where it was lost, and ConfigurationError.
+        """
+        source = more.pop("input_path", None)
+        options, other = _options(more, start_timeout)
+        where = address(os.environ, url=options.gateway, token=options.token)
+        notebook = source if isinstance(source, str) else None
+        environment = start.kernel_environment(
+            os.environ,
+            user=options.user,
+            image=options.image,
+            folder=options.folder or os.environ.get("KERNEL_WORKING_DIR") or _folder(notebook),
+            notebook=notebook,
+            limit_class=options.limit_class,
+        )
+        with ended_by_signal(), other_loop() as (loop, call):
+            gateway = call(_gateway(where))
+            starting = call(_starting(gateway, kernel_name, environment, options.patience))
+            client = RemoteKernelClient()
+            client.allow_stdin = False
+            is_ready = False
+            try:
+                call(starting.run())
+                is_ready = True
+                log.info("The kernel %s of %r runs", starting.kernel_id, kernel_name)
+                client.connect(loop, gateway, starting.kernel_id, away_seconds=options.patience.away, tell=log.warning)
+                runner = _Runner(
+                    nb_man,
+                    km=RemoteKernel(gateway, starting.kernel_id, call),
+                    kernel_name=kernel_name,
+                    timeout=execution_timeout or other.pop("timeout", None),
+                    iopub_timeout=int(options.patience.away + _LAST_OUTPUT_SECONDS),
+                    log=logging.getLogger("papermill"),
+                    log_output=log_output,
+                    stdout_file=stdout_file,
+                    stderr_file=stderr_file,
+                    **other,
+                )
+                runner.kc = client
+                runner.execute()
+            finally:
+                if is_ready:
+                    client.stop_channels()
+                if starting.may_have_begun:
+                    _end(call, gateway, starting.kernel_id, while_starting=not is_ready)
+
+    @classmethod
+    def nb_kernel_name(cls, nb: nbformat.NotebookNode, name: str | None = None) -> str:
+        """Called by papermill for the kernel's name. Raises ConfigurationError where there is none."""
+        found = name or nb.metadata.get("kernelspec", {}).get("name")
+        if not found:
+            raise ConfigurationError("The notebook names no kernel: name a profile with --profile (or papermill's --kernel).")
+        return str(found)
+
+
+class _Runner(PapermillNotebookClient):  # type: ignore[misc]
+    """papermill's own client, which says why a kernel is lost, and keeps an error also where the gateway left it out."""
+
+    def execute_cell(self, cell: nbformat.NotebookNode, cell_index: int, **more: Any) -> Any:
+        """Called by papermill for each cell."""
+        try:
+            return super().execute_cell(cell, cell_index, **more)
+        except CellExecutionError as error:
+            # outputs that come too fast are cut by gateways, an error among them
+            if not any(output.output_type == "error" for output in cell.outputs):
+                cell.outputs.append(_error(error.ename, error.evalue, error.traceback))
+            raise
+        except DeadKernelError as error:
+            why = getattr(self.kc, "lost", None) or "the kernel ended"
+            lost = KernelLostError(f"Cell {cell_index + 1} has no result: {why}.")
+            cell.outputs.append(_error(type(lost).__name__, str(lost), str(lost)))
+            self.nb_man.cell_exception(cell, cell_index=cell_index, exception=lost)
+            raise lost from error
+
+
+def _error(name: str, value: str, traceback: str) -> nbformat.NotebookNode:
+    return nbformat.v4.new_output("error", ename=name, evalue=value, traceback=traceback.splitlines())
+
+
+def _options(given: Mapping[str, Any], start_timeout: float) -> tuple[Options, dict[str, Any]]:
+    """Return the engine's options, and what is left for nbclient."""
+    names = {"gateway", "token", "user", "image", "folder", "limit_class"}
+    patience = {"wait": "limit", "away": "away", "retries": "retries"}
+    asked = {"start": float(start_timeout)} if start_timeout != _NOT_ASKED else {}
+    asked |= {patience[name]: value for name, value in given.items() if name in patience and value is not None}
+    own = {name: value for name, value in given.items() if name in names}
+    other = {name: value for name, value in given.items() if name not in names and name not in patience}
+    return Options(**own, patience=Patience(**asked)), other
+
+
+def _folder(notebook: str | None) -> str | None:
+    """Return papermill's ``cwd`` if one was given, else the folder of the notebook, None for one that is not a file here."""
+    here = Path.cwd()
+    began = Path(getattr(papermill_io.get_handler(notebook), "_cwd", None) or here) if notebook else here
+    if here != began or notebook is None:
+        return str(here)
+    path = began / notebook
+    return str(path.resolve().parent) if path.is_file() else None
+
+
+async def _gateway(where: Any) -> Gateway:
+    return Gateway(where)
+
+
+async def _starting(gateway: Gateway, profile: str, environment: Mapping[str, str], patience: Patience) -> Starting:
+    return Starting(gateway, profile, environment, patience, log.info)
+
+
+def _end(call: Call, gateway: Gateway, kernel_id: str, *, while_starting: bool) -> None:
+    answer = call(start.end(gateway, kernel_id, while_starting=while_starting))
+    if answer.status not in (204, 404):
+        log.warning("The kernel %s could not be shut down: %s", kernel_id, answer.sentence)
+
+
+@contextmanager
+def ended_by_signal() -> Iterator[None]:
+    """Let SIGTERM end the run as Ctrl-C does, so that no kernel stays behind; whoever handles it otherwise keeps their way."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
