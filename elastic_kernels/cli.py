@@ -1,4 +1,4 @@
-"""The command line: ``elastic-kernels up | gateway | services | profiles | kernelspecs``. Errors are one plain sentence on stderr."""
+"""The command line: ``elastic-kernels up | run | gateway | services | profiles | kernelspecs``. Errors are one plain sentence on stderr."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
-from elastic_kernels import kernelspecs, profilefile
+from elastic_kernels import run
 from elastic_kernels.errors import ConfigurationError, ElasticKernelsError, ProfileError
 
 OK: Final = 0
@@ -21,6 +21,7 @@ FAILED: Final = 1
 MISUSED: Final = 2
 
 
+# Each command imports what it needs: where notebooks are run, there may be no Kubernetes client, and no pydantic.
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 for what is wrong or went wrong, 2 for what cannot be begun."""
     parser = _parser()
@@ -76,6 +77,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     up.add_argument("--notebooks", type=Path, default=Path(), metavar="DIR", help="JupyterLab's folder (default: the current one)")
     up.set_defaults(run=_up)
+
+    notebook = commands.add_parser(
+        "run",
+        help="run a notebook by papermill, in a kernel of a gateway's",
+        epilog="Exit codes: 0 all cells ran; 1 a cell failed, or the kernel was refused; 2 nothing could be begun; 75 no kernel could be "
+        "had, try later; 138 the kernel was lost. The token is taken from JUPYTER_GATEWAY_AUTH_TOKEN, else JUPYTERHUB_API_TOKEN.",
+    )
+    run.add_arguments(notebook)
+    notebook.set_defaults(run=run.run)
 
     # what follows is Enterprise Gateway's own, --help among it
     gateway = commands.add_parser("gateway", help="run Enterprise Gateway with verified users, and its own options", add_help=False)
@@ -163,6 +173,8 @@ def _token(_arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    from elastic_kernels import profilefile
+
     profiles = profilefile.load(arguments.file)
     names = max(map(len, profiles))
     titles = max(len(profile.display_name or name) for name, profile in profiles.items())
@@ -172,11 +184,15 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _schema(_arguments: argparse.Namespace) -> int:
+    from elastic_kernels import profilefile
+
     print(json.dumps(profilefile.json_schema(), indent=2))
     return OK
 
 
 def _install(arguments: argparse.Namespace) -> int:
+    from elastic_kernels import kernelspecs, profilefile
+
     profiles = profilefile.load(arguments.profiles or kernelspecs.shipped_profiles())
     directory = _directory(arguments)
     removed = kernelspecs.install(profiles.values(), directory)
@@ -199,6 +215,8 @@ def _directory(arguments: argparse.Namespace) -> Path:
 
 def _list(_arguments: argparse.Namespace) -> int:
     from jupyter_core.paths import jupyter_path
+
+    from elastic_kernels import kernelspecs
 
     found = kernelspecs.installed(map(Path, jupyter_path("kernels")))
     if not found:

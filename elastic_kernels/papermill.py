@@ -57,7 +57,7 @@ class Options:
     """Where the kernel starts, as the pod sees it; ``KERNEL_WORKING_DIR``, else papermill's ``cwd``, else the notebook's folder."""
     limit_class: str | None = start.SCHEDULED
     """Which of the user's limits the kernel is to count against."""
-    patience: Patience = Patience()
+    patience: Patience = field(default_factory=Patience)
 
 
 class ElasticKernelsEngine(Engine):  # type: ignore[misc]
@@ -159,7 +159,7 @@ def _options(given: Mapping[str, Any], start_timeout: float) -> tuple[Options, d
     """Return the engine's options, and what is left for nbclient."""
     names = {"gateway", "token", "user", "image", "folder", "limit_class"}
     patience = {"wait": "limit", "away": "away", "retries": "retries"}
-    asked = {"start": float(start_timeout)} if start_timeout != _NOT_ASKED else {}
+    asked: dict[str, Any] = {"start": float(start_timeout)} if start_timeout != _NOT_ASKED else {}
     asked |= {patience[name]: value for name, value in given.items() if name in patience and value is not None}
     own = {name: value for name, value in given.items() if name in names}
     other = {name: value for name, value in given.items() if name not in names and name not in patience}
@@ -169,7 +169,8 @@ def _options(given: Mapping[str, Any], start_timeout: float) -> tuple[Options, d
 def _folder(notebook: str | None) -> str | None:
     """Return papermill's ``cwd`` if one was given, else the folder of the notebook, None for one that is not a file here."""
     here = Path.cwd()
-    began = Path(getattr(papermill_io.get_handler(notebook), "_cwd", None) or here) if notebook else here
+    # where papermill was when it was called, while it is in its cwd
+    began = Path(getattr(papermill_io.get_handler("a.ipynb"), "_cwd", None) or here)
     if here != began or notebook is None:
         return str(here)
     path = began / notebook

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from elastic_kernels import names, quantities
 from elastic_kernels.cluster import Cluster, Object
-from elastic_kernels.errors import ClusterError, KernelExistsError, LimitReachedError, NotAllowedError
+from elastic_kernels.errors import ClusterError, ElasticKernelsError, KernelExistsError, LimitReachedError, NotAllowedError
 from elastic_kernels.profiles import Profile
 from elastic_kernels.record import Record
 
@@ -209,8 +209,8 @@ async def _confirm(cluster: Cluster, mine: Holder, limits: Limits, id_is_chosen:
             informer.unobserve(changed.set)
 
 
-def _refusal(excess: Excess) -> LimitReachedError:
-    refusal = LimitReachedError(excess.sentence)
+def _refusal(excess: Excess) -> ElasticKernelsError:
+    refusal: ElasticKernelsError = LimitReachedError(excess.sentence)
     if not excess.holders:
         # nobody's end would make room
         refusal.retry_after = None

@@ -7,6 +7,7 @@ sentence, and nobody waits for ever.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import struct
 import uuid
@@ -94,9 +95,7 @@ class Channels:
     async def _open(self) -> WebSocketClientConnection | Answer:
         request = self._gateway.request(f"/api/kernels/{self._kernel_id}/channels?session_id={self._session}")
         request.url = "ws" + request.url.removeprefix("http")
-        opening = websocket_connect(
-            request, ping_interval=_PING_SECONDS, ping_timeout=_PING_SECONDS, max_message_size=_MESSAGE_BYTES
-        )
+        opening = websocket_connect(request, ping_interval=_PING_SECONDS, ping_timeout=_PING_SECONDS, max_message_size=_MESSAGE_BYTES)
         try:
             return await asyncio.wait_for(asyncio.ensure_future(opening), 2 * CONNECT_SECONDS)
         except HTTPClientError as error:
@@ -151,9 +150,7 @@ class Channels:
             # whether it arrived is for the probe to find out
             sending.add_done_callback(lambda sent: sent.exception())
             self._unsent.popleft()
-            header = message["header"]
-            if message["channel"] == "shell" and header["msg_type"].endswith("_request") and not self._ledger.is_probe({"parent_header": header}):
-                self._ledger.asked(header["msg_id"])
+            self._ledger.sent(message["channel"], message)
 
     async def _look(self) -> None:
         """Look now and then whether the gateway still has the kernel: nothing is said over a websocket when it is shut down."""
@@ -182,7 +179,7 @@ def decode(frame: str | bytes) -> Message:
         return message
     (count,) = struct.unpack_from("!i", frame)
     offsets = [*struct.unpack_from(f"!{count}I", frame, 4), len(frame)]
-    parts = [frame[start:stop] for start, stop in zip(offsets, offsets[1:], strict=False)]
+    parts = [frame[start:stop] for start, stop in itertools.pairwise(offsets)]
     message = json.loads(parts[0])
     message["buffers"] = parts[1:]
     return message

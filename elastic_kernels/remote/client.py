@@ -27,7 +27,8 @@ T = TypeVar("T")
 class Call(Protocol):
     """Runs a coroutine in the other thread, and returns its result here."""
 
-    def __call__(self, coroutine: Coroutine[Any, Any, T]) -> T: ...
+    def __call__(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Raises what the coroutine raises; cancels it where waiting for it is interrupted."""
 
 
 @contextmanager
@@ -116,18 +117,22 @@ class RemoteKernelClient(AsyncKernelClient):  # type: ignore[misc]
 
     @property
     def shell_channel(self) -> Inbox:
+        """The channel of this name."""
         return self._inboxes["shell"]
 
     @property
     def iopub_channel(self) -> Inbox:
+        """The channel of this name."""
         return self._inboxes["iopub"]
 
     @property
     def stdin_channel(self) -> Inbox:
+        """The channel of this name."""
         return self._inboxes["stdin"]
 
     @property
     def control_channel(self) -> Inbox:
+        """The channel of this name."""
         return self._inboxes["control"]
 
     async def is_alive(self) -> bool:

@@ -18,6 +18,11 @@ CONNECT_SECONDS: Final = 20.0
 REQUEST_SECONDS: Final = 60.0
 NO_ANSWER: Final = 0
 _IN_BETWEEN: Final = (502, 503, 504)
+_UNHEARD: Final = {
+    socket.gaierror: "its name is not known",
+    ConnectionRefusedError: "nothing listens there",
+    ssl.SSLError: "its certificate is not trusted",
+}
 _FALSE: Final = ("0", "false", "no", "n", "off")
 
 
@@ -41,6 +46,8 @@ class Answer:
     """Why there is no success, for a person."""
     retry_after: float | None = None
     """Seconds after which the gateway says that it may be asked again."""
+    may_have_arrived: bool = True
+    """Whether the gateway may have heard the question."""
     from_gateway: bool = True
     """Whether the gateway itself said it: a proxy before it, or nobody at all, did otherwise."""
 
@@ -53,7 +60,7 @@ class Answer:
 class GatewayError(ElasticKernelsError):
     """The gateway did not do what it was asked for; ``answer`` is what it said."""
 
-    def __init__(self, sentence: str, answer: Answer, *, may_succeed_later: bool = False) -> None:
+    def __init__(self, sentence: str, answer: Answer = Answer(NO_ANSWER), *, may_succeed_later: bool = False) -> None:
         super().__init__(sentence)
         self.answer = answer
         self.may_succeed_later = may_succeed_later
@@ -136,13 +143,13 @@ class Gateway:
 
     def unreachable(self, error: BaseException | None) -> Answer:
         """Return what stands for an answer where ``error`` came in place of one."""
-        reason = {
-            socket.gaierror: "its name is not known",
-            ConnectionRefusedError: "nothing listens there",
-            ssl.SSLError: "its certificate is not trusted",
-        }
-        said = next((text for kind, text in reason.items() if isinstance(error, kind)), one_line(str(error or "no answer")))
-        return Answer(NO_ANSWER, sentence=f"The gateway {self.address.url} does not answer ({said}).", from_gateway=False)
+        said = next((text for kind, text in _UNHEARD.items() if isinstance(error, kind)), None)
+        return Answer(
+            NO_ANSWER,
+            sentence=f"The gateway {self.address.url} does not answer ({said or one_line(str(error or 'no answer'))}).",
+            may_have_arrived=said is None,
+            from_gateway=False,
+        )
 
 
 def _json(body: bytes | None) -> Any:

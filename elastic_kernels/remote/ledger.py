@@ -29,17 +29,19 @@ class Ledger:
         """Whether anything but a probe is unanswered."""
         return any(identity != self._probe for identity in self._missing)
 
-    def asked(self, identity: str) -> None:
-        """Note a request that is sent now, by its msg_id."""
-        self._missing[identity] = {REPLY, IDLE}
+    def sent(self, channel: str, message: Mapping[str, Any]) -> None:
+        """Note a message that is sent now."""
+        identity = message["header"]["msg_id"]
+        if channel == "shell" and message["header"]["msg_type"].endswith("_request") and identity != self._probe:
+            self._missing[identity] = {REPLY, IDLE}
 
     def probed(self, identity: str) -> None:
-        """Note a probe that is sent now; it takes the place of an earlier one."""
+        """Note a probe that is about to be sent, by its msg_id; it takes the place of an earlier one."""
         if self._probe is not None:
             self._missing.pop(self._probe, None)
         self._suspects = frozenset(self._missing)
         self._probe = identity
-        self.asked(identity)
+        self._missing[identity] = {REPLY, IDLE}
 
     def heard(self, channel: str, message: Mapping[str, Any]) -> str | None:
         """Note a message of the kernel's. Returns how something was lost, if that is certain now, else None."""

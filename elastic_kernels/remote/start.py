@@ -109,13 +109,13 @@ class Starting:
         loop = asyncio.get_running_loop()
         pause, failures, full_since, away_since = _FIRST_PAUSE, 0, None, None
         while True:
-            self.may_have_begun = True
+            begun_before, self.may_have_begun = self.may_have_begun, True
             answer = await self._post()
             now = loop.time()
             meaning = verdict(answer)
             if meaning is Verdict.STARTED:
                 return
-            self.may_have_begun = meaning is Verdict.AWAY or answer.status == 409
+            self.may_have_begun = answer.status == 409 or (meaning is Verdict.AWAY and (begun_before or answer.may_have_arrived))
             if meaning is Verdict.REFUSED or (meaning is Verdict.FAILED and await self._is_hopeless()):
                 raise GatewayError(await self._refusal(answer), answer)
             maybe_under_way = away_since is not None
