@@ -1,0 +1,440 @@
+"""A notebook on a schedule, as a scheduler runs it: papermill and ``elastic-kernels run`` against a gateway, from another environment."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.between import between
+from tests.conftest import Backend, gateway_on, profile
+from tests.gateway import PLUGGED_IN, Gateway, free_port, until
+
+SECONDS = 90.0
+TOKEN = "the-schedulers-own"
+ANA = {"JUPYTER_GATEWAY_HEADERS": json.dumps({"X-Forwarded-User": "ana"})}
+SERVICE = {"JUPYTER_GATEWAY_AUTH_TOKEN": TOKEN, "KERNEL_USERNAME": "ana"}
+
+
+@dataclass
+class Ended:
+    """A program that has come to its end."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass
+class Schedule:
+    """A gateway, and a folder of notebooks that kernels see at the same path."""
+
+    gateway: Gateway
+    folder: Path
+
+    def write(self, name: str, *cells: str, kernel: str | None = "small", parameters: str | None = None) -> Path:
+        """Write a notebook; ``parameters`` is the text of its tagged cell."""
+        code = [_cell(source) for source in cells]
+        tagged = [_cell(parameters, "parameters")] if parameters is not None else []
+        spec = {"kernelspec": {"name": kernel, "display_name": kernel, "language": "python"}} if kernel else {}
+        path = self.folder / name
+        path.write_text(json.dumps({"cells": tagged + code, "metadata": spec, "nbformat": 4, "nbformat_minor": 5}))
+        return path
+
+    @asynccontextmanager
+    async def begun(self, *command: str, gateway: str | None = None, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
+        """Begin a program of the lab's environment, in a folder of its own; one that still runs afterwards is killed."""
+        program = Path(os.environ["ELASTIC_KERNELS_LAB"]).with_name(command[0])
+        own = {"PATH": os.environ["PATH"], "HOME": str(self.folder), "JUPYTER_GATEWAY_URL": gateway or self.gateway.address}
+        process = await asyncio.create_subprocess_exec(
+            str(program),
+            *command[1:],
+            env={**own, **environment},
+            cwd=self.folder.parent,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            yield process
+        finally:
+            if process.returncode is None:
+                process.kill()
+                _, err = await process.communicate()
+                # pytest shows it beside the failure
+                print(err.decode())
+
+    async def run(self, *command: str, gateway: str | None = None, **environment: str) -> Ended:
+        """Run a program to its end."""
+        async with self.begun(*command, gateway=gateway, **environment) as process:
+            return await ended(process)
+
+    async def papermill(self, notebook: Path, *arguments: str, **environment: str) -> Ended:
+        """Run a notebook with papermill's own command line."""
+        command = ("papermill", "--engine", "elastic-kernels", str(notebook), str(executed(notebook)), "--no-progress-bar")
+        return await self.run(*command, *arguments, **environment)
+
+    async def kernels(self) -> list[dict[str, Any]]:
+        """Return ana's kernels."""
+        return list((await self.gateway.request("GET", "/api/kernels", headers={"X-Forwarded-User": "ana"}))[1])
+
+    async def started(self, count: int = 1) -> list[dict[str, Any]]:
+        """Wait until so many kernels of ana's run."""
+
+        async def enough() -> list[dict[str, Any]] | None:
+            found = await self.kernels()
+            return found if len(found) >= count else None
+
+        return list(await until(enough, f"{count} kernels"))
+
+    @asynccontextmanager
+    async def open_notebooks(self, count: int) -> AsyncIterator[None]:
+        """Have so many kernels of ana's run, as if she had that many notebooks open."""
+        headers = {"X-Forwarded-User": "ana"}
+        answers = [await self.gateway.request("POST", "/api/kernels", {"name": "small", "env": {}}, headers=headers) for _ in range(count)]
+        try:
+            assert [status for status, _ in answers] == [201] * count, answers
+            yield
+        finally:
+            for _, body in answers:
+                await self.gateway.request("DELETE", f"/api/kernels/{body['id']}", headers=headers)
+
+
+def _cell(source: str, *tags: str) -> dict[str, Any]:
+    return {"cell_type": "code", "id": os.urandom(4).hex(), "source": source, "metadata": {"tags": list(tags)}, "outputs": [], "execution_count": None}
+
+
+def executed(notebook: Path) -> Path:
+    return notebook.with_name(f"{notebook.stem}.executed.ipynb")
+
+
+def outputs(notebook: Path) -> list[str]:
+    """Return what each code cell of the executed notebook put out: texts, and the names of errors."""
+    cells = json.loads(executed(notebook).read_text())["cells"]
+    return ["".join(map(_text, cell["outputs"])) for cell in cells if cell["cell_type"] == "code"]
+
+
+def _text(output: Mapping[str, Any]) -> str:
+    if output["output_type"] == "error":
+        return f"{output['ename']}: {output['evalue']}"
+    return "".join(output["text"] if output["output_type"] == "stream" else output["data"]["text/plain"])
+
+
+async def ended(process: asyncio.subprocess.Process) -> Ended:
+    out, err = await asyncio.wait_for(process.communicate(), SECONDS)
+    assert process.returncode is not None
+    return Ended(process.returncode, out.decode(), err.decode())
+
+
+@pytest.fixture(scope="module")
+async def schedule(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Schedule]:
+    directory, folder = tmp_path_factory.mktemp("gateway"), tmp_path_factory.mktemp("work") / "notebooks"
+    folder.mkdir()
+    (folder / "helper.py").write_text("def twice(x):\n    return 2 * x\n")
+    service = {"tokens": [f"sha256:{hashlib.sha256(TOKEN.encode()).hexdigest()}"], "users": ["ana"], "limit_class": "scheduled"}
+    (directory / "services.yaml").write_text(json.dumps({"services": {"airflow": service}}))
+    environment = {
+        "ELASTIC_KERNELS_IDENTITY": "header,service",
+        "ELASTIC_KERNELS_TRUSTED_PROXIES": "127.0.0.1",
+        "ELASTIC_KERNELS_SERVICES_FILE": str(directory / "services.yaml"),
+        "ELASTIC_KERNELS_MAX_KERNELS_PER_CLASS": "interactive=2,scheduled=1",
+    }
+    volumes = [{"name": "notebooks", "mount_path": str(folder), "source": {"hostPath": {"path": str(folder)}}}]
+    profiles = {
+        "small": profile("small", display_name="Small", volumes=volumes, grace_period=1),
+        "opened": profile("opened", limit_classes=["scheduled"], volumes=volumes, grace_period=1),
+        "missing": profile("missing", image="registry.invalid/missing:1"),
+        "stuck": profile("stuck", command=["sleep", "600", "{connection_file}"], launch_timeout=60, grace_period=1),
+        "crowded": profile("crowded", cpu="1000", launch_timeout=2),
+    }
+    async with gateway_on(backend, directory, profiles, environment=environment, configuration=PLUGGED_IN) as gateway:
+        yield Schedule(gateway, folder)
+
+
+@pytest.fixture(autouse=True)
+async def _nothing_is_left(schedule: Schedule) -> AsyncIterator[None]:
+    """Whatever happened to a run: its kernel is shut down."""
+    yield
+
+    async def none() -> bool:
+        return not await schedule.kernels()
+
+    await until(none, "the kernels to be shut down", seconds=20)
+
+
+async def test_papermill_with_parameters_and_a_module_beside_the_notebook(schedule: Schedule) -> None:
+    cell = "import helper, os\nprint(helper.twice(x), os.environ['KERNEL_USERNAME'], os.getcwd())"
+    notebook = schedule.write("good.ipynb", cell, parameters="x = 1")
+    run = await schedule.papermill(notebook, "-p", "x", "21", **ANA)
+    assert run.code == 0, run
+    assert outputs(notebook) == ["", "", f"42 ana {schedule.folder}\n"]
+
+
+async def test_the_command_does_the_same(schedule: Schedule) -> None:
+    notebook = schedule.write("command.ipynb", "import helper\nhelper.twice(x), y, z", parameters="x = y = z = None")
+    parameters = schedule.folder / "parameters.yaml"
+    parameters.write_text("{x: 1, z: [a]}")
+    run = await schedule.run("elastic-kernels", "run", str(notebook), "-p", "x", "2", "-r", "y", "2", "-f", str(parameters), **ANA)
+    assert (run.code, run.out) == (0, f"{executed(notebook)}\n"), run
+    assert outputs(notebook)[-1] == "(4, '2', ['a'])"
+    assert "waiting for the kernel" not in run.err or "(1 s)" in run.err
+
+
+async def test_the_first_cell_that_fails_ends_the_run(schedule: Schedule) -> None:
+    notebook = schedule.write("bad.ipynb", "1", "raise ValueError('no such day')", "print('never')")
+    run = await schedule.papermill(notebook, **ANA)
+    assert run.code == 1, run
+    assert run.err.rstrip().endswith("ValueError: no such day")
+    assert "papermill.exceptions.PapermillExecutionError" in run.err
+    assert outputs(notebook) == ["1", "ValueError: no such day", ""]
+    assert "An Exception was encountered at" in executed(notebook).read_text()
+    own = await schedule.run("elastic-kernels", "run", str(notebook), **ANA)
+    assert own.code == 1, own
+    assert "ValueError: no such day" in own.err
+    assert "Traceback (most recent call last)" not in own.err.replace("ValueError                                Traceback", "")
+
+
+async def test_a_service_runs_anas_notebook_while_she_has_two_open(schedule: Schedule, backend: Backend) -> None:
+    notebook = schedule.write("night.ipynb", "import os; print(os.environ['KERNEL_USERNAME'])\nimport time; time.sleep(1)")
+    async with schedule.open_notebooks(2), schedule.begun("elastic-kernels", "run", str(notebook), **SERVICE) as process:
+        running = (await schedule.started(3))[-1]
+        (pod,) = await backend.pods(running["id"])
+        assert pod["metadata"]["labels"]["elastic-kernels/limit-class"] == "scheduled"
+        assert pod["metadata"]["annotations"]["elastic-kernels/user"] == "ana"
+        assert pod["metadata"]["annotations"]["elastic-kernels/service"] == "airflow"
+        run = await ended(process)
+    assert run.code == 0, run
+    assert outputs(notebook) == ["ana\n"]
+
+
+async def test_the_second_of_one_waits_for_the_first(schedule: Schedule) -> None:
+    first = schedule.write("first.ipynb", "import os, time\nwhile not os.path.exists('go'): time.sleep(0.1)")
+    second = schedule.write("second.ipynb", "print('after')")
+    async with schedule.begun("elastic-kernels", "run", str(first), **SERVICE) as one:
+        await schedule.started()
+        refused = await schedule.run("elastic-kernels", "run", str(second), "--wait", "0", **SERVICE)
+        assert refused.code == 75, refused
+        assert refused.err.splitlines()[-1].startswith("elastic-kernels: You have 1 of 1 scheduled kernels: 'Small' (first.ipynb, since ")
+        async with schedule.begun("elastic-kernels", "run", str(second), **SERVICE) as two:
+            assert two.stderr is not None
+            async for line in two.stderr:
+                if b"You have 1 of 1 scheduled kernels" in line:
+                    break
+            (schedule.folder / "go").touch()
+            assert (await ended(one)).code == 0
+            assert (await ended(two)).code == 0
+    assert outputs(second) == ["after\n"]
+
+
+async def test_a_user_chooses_another_limit_only_where_an_operator_opened_it(schedule: Schedule, backend: Backend) -> None:
+    notebook = schedule.write("own.ipynb", "import time; time.sleep(1)")
+    async with schedule.open_notebooks(2):
+        refused = await schedule.run("elastic-kernels", "run", str(notebook), "--wait", "0", **ANA)
+        assert refused.code == 75, refused
+        assert "You have 2 of 2 interactive kernels: 'Small'" in refused.err
+        async with schedule.begun("elastic-kernels", "run", str(notebook), "--profile", "opened", **ANA) as process:
+            running = (await schedule.started(3))[-1]
+            (pod,) = await backend.pods(running["id"])
+            assert pod["metadata"]["labels"]["elastic-kernels/limit-class"] == "scheduled"
+            assert (await ended(process)).code == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "arguments", "code", "sentence"),
+    [
+        ("unknown", None, ["--profile", "huge"], 1, "has no profile 'huge': there are crowded, missing, opened, small, stuck."),
+        ("none", "no-kernel", [], 2, "names no kernel: name a profile with --profile."),
+        ("broken", "{", [], 2, "cannot be read: Notebook does not appear to be JSON: '{'."),
+        ("gone", "", [], 2, "cannot be read: No such file or directory."),
+        ("missing", None, ["--profile", "missing"], 1, "The kernel 'missing' cannot start: its image 'registry.invalid/missing:1' cannot be pulled"),
+        ("folder", None, ["--output", "/nowhere/out.ipynb"], 1, "output folder /nowhere doesn't exist."),
+        ("yaml", None, ["-y", "["], 2, "--parameters-yaml is not YAML"),
+        ("token", None, ["--gateway", "gateway:8888"], 2, "'gateway:8888' is not the address of a gateway"),
+    ],
+)
+async def test_what_can_be_wrong_is_said_in_a_sentence(
+    schedule: Schedule, name: str, text: str | None, arguments: list[str], code: int, sentence: str
+) -> None:
+    notebook = schedule.write(f"{name}.ipynb", "1", kernel=None if text == "no-kernel" else "small")
+    if text == "":
+        notebook.unlink()
+    elif text == "{":
+        notebook.write_text(text)
+    run = await schedule.run("elastic-kernels", "run", str(notebook), *arguments, **ANA)
+    assert run.code == code, run
+    assert sentence in run.err.splitlines()[-1]
+    assert "Traceback" not in run.err
+
+
+async def test_a_notebook_without_a_cell_for_parameters(schedule: Schedule) -> None:
+    notebook = schedule.write("plain.ipynb", "x")
+    run = await schedule.run("elastic-kernels", "run", str(notebook), "-p", "x", "5", **ANA)
+    assert run.code == 0, run
+    assert "Input notebook does not contain a cell with tag 'parameters'" in run.err
+    assert outputs(notebook) == ["", "5"]
+
+
+async def test_a_token_that_is_none(schedule: Schedule) -> None:
+    notebook = schedule.write("token.ipynb", "1")
+    run = await schedule.run("elastic-kernels", "run", str(notebook), JUPYTER_GATEWAY_AUTH_TOKEN="wrong")
+    assert (run.code, run.err.splitlines()[-1]) == (
+        1,
+        "elastic-kernels: The token that came with the request is none of this gateway's services'.",
+    )
+
+
+async def test_a_start_that_fails_in_passing_is_tried_again(schedule: Schedule) -> None:
+    notebook = schedule.write("crowded.ipynb", "1", kernel="crowded")
+    run = await schedule.run("elastic-kernels", "run", str(notebook), "--retries", "1", **ANA)
+    assert run.code == 75, run
+    sentence = "The kernel 'crowded' was not ready within 2 seconds: no machine fits it so far"
+    assert run.err.count(sentence) == 2
+    assert "crowded: waiting for the kernel (1 s)" in run.err or "crowded: no machine fits it" in run.err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("program", ["elastic-kernels", "papermill"])
+async def test_who_ends_a_run_ends_its_kernel(schedule: Schedule, number: signal.Signals, code: int, program: str) -> None:
+    notebook = schedule.write("long.ipynb", "import time; time.sleep(600)")
+    command = ("run", str(notebook)) if program == "elastic-kernels" else ("--engine", "elastic-kernels", str(notebook), "out.ipynb")
+    async with schedule.begun(program, *command, **ANA) as process:
+        await schedule.started()
+        await until(lambda: '"running"' in executed_or(notebook, schedule, program), "the cell to run")
+        process.send_signal(number)
+        run = await ended(process)
+    assert run.code == (1 if program == "papermill" and number is signal.SIGINT else code), run
+    assert program == "papermill" or "Traceback" not in run.err
+
+
+def executed_or(notebook: Path, schedule: Schedule, program: str) -> str:
+    path = executed(notebook) if program == "elastic-kernels" else schedule.folder.parent / "out.ipynb"
+    return path.read_text() if path.exists() else ""
+
+
+async def test_who_ends_a_start_ends_its_kernel(schedule: Schedule, backend: Backend) -> None:
+    notebook = schedule.write("stuck.ipynb", "1", kernel="stuck")
+    async with schedule.begun("elastic-kernels", "run", str(notebook), "--start-timeout", "5", **ANA) as process:
+        await until(backend.pods, "its pod")
+        process.send_signal(signal.SIGINT)
+        assert (await ended(process)).code == 130
+    await until(backend.is_empty, "the pod to go", seconds=30)
+
+
+TICKS = "import time\nfor i in range(30):\n    print(i, flush=True)\n    time.sleep(0.1)\n'done'"
+
+
+async def test_a_connection_that_is_cut_comes_back_and_nothing_is_lost(schedule: Schedule) -> None:
+    notebook = schedule.write("cut.ipynb", TICKS, "print('next')")
+    async with between(schedule.gateway.address) as proxy:
+        async with schedule.begun("elastic-kernels", "run", str(notebook), gateway=proxy.address, **ANA) as process:
+            await schedule.started()
+            await asyncio.sleep(1)
+            await proxy.disappear()
+            await asyncio.sleep(1)
+            await proxy.appear()
+            run = await ended(process)
+    assert run.code == 0, run
+    assert outputs(notebook) == ["".join(f"{i}\n" for i in range(30)) + "'done'", "next\n"]
+    assert "The gateway is there again; the run goes on." in run.err
+
+
+async def test_a_cell_that_ended_while_the_gateway_was_away(schedule: Schedule) -> None:
+    notebook = schedule.write("ended.ipynb", "import time; time.sleep(1.5); print('over'); 1/0")
+    async with between(schedule.gateway.address) as proxy:
+        async with schedule.begun("elastic-kernels", "run", str(notebook), gateway=proxy.address, **ANA) as process:
+            await schedule.started()
+            await until(lambda: '"running"' in executed_or(notebook, schedule, "elastic-kernels"), "the cell to run")
+            await proxy.disappear()
+            await asyncio.sleep(2)
+            await proxy.appear()
+            run = await ended(process)
+    assert run.code == 1, run
+    assert outputs(notebook) == ["over\nZeroDivisionError: division by zero"]
+
+
+async def test_a_result_that_is_lost_is_noticed(schedule: Schedule) -> None:
+    """Something between swallows the reply, and both ends believe that all is well: the run ends with a sentence, and does not hang."""
+    notebook = schedule.write("lost.ipynb", "import time; time.sleep(1.5); print('over')", "print('never')")
+    async with between(schedule.gateway.address) as proxy:
+        async with schedule.begun("elastic-kernels", "run", str(notebook), gateway=proxy.address, **ANA) as process:
+            await schedule.started()
+            await until(lambda: '"running"' in executed_or(notebook, schedule, "elastic-kernels"), "the cell to run")
+            await asyncio.sleep(0.5)
+            proxy.loses = True
+            await proxy.swallowed()
+            await asyncio.sleep(0.5)
+            proxy.cut_clients()
+            proxy.loses = False
+            run = await ended(process)
+    assert run.code == 138, run
+    assert "was lost when the connection to the gateway was cut" in run.err.splitlines()[-1]
+    assert outputs(notebook)[0].startswith("KernelLostError: Cell 1 has no result: the cell's result was lost")
+    assert outputs(notebook)[1] == ""
+
+
+async def test_a_gateway_that_is_away_at_the_start(schedule: Schedule) -> None:
+    notebook = schedule.write("away.ipynb", "print('here')")
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    run = await schedule.run("elastic-kernels", "run", str(notebook), "--away", "2", gateway=nowhere, **ANA)
+    assert (run.code, run.err.splitlines()[-1]) == (75, f"elastic-kernels: The gateway {nowhere} does not answer (nothing listens there).")
+    async with between(schedule.gateway.address) as proxy:
+        await proxy.disappear()
+        async with schedule.begun("elastic-kernels", "run", str(notebook), gateway=proxy.address, **ANA) as process:
+            assert process.stderr is not None
+            async for line in process.stderr:
+                if b"does not answer" in line:
+                    break
+            await proxy.appear()
+            run = await ended(process)
+    assert run.code == 0, run
+    assert outputs(notebook) == ["here\n"]
+
+
+async def test_a_gateway_that_does_not_come_back(schedule: Schedule) -> None:
+    notebook = schedule.write("forever.ipynb", "import time; time.sleep(600)")
+    async with between(schedule.gateway.address) as proxy:
+        async with schedule.begun("elastic-kernels", "run", str(notebook), "--away", "2", gateway=proxy.address, **ANA) as process:
+            (kernel,) = await schedule.started()
+            await until(lambda: '"running"' in executed_or(notebook, schedule, "elastic-kernels"), "the cell to run")
+            await proxy.disappear()
+            run = await ended(process)
+        await proxy.appear()
+    assert run.code == 138, run
+    assert "the gateway did not come back within 2 seconds" in run.err.splitlines()[-1]
+    assert f"The kernel {kernel['id']} could not be shut down" in run.err
+    await schedule.gateway.request("DELETE", f"/api/kernels/{kernel['id']}", headers={"X-Forwarded-User": "ana"})
+
+
+async def test_a_kernel_that_dies(schedule: Schedule) -> None:
+    notebook = schedule.write("dies.ipynb", "import os; os._exit(1)", "print('never')")
+    run = await schedule.papermill(notebook, **ANA)
+    assert run.code == 138, run
+    assert outputs(notebook)[0].startswith("KernelLostError: Cell 1 has no result: the kernel ended")
+    assert outputs(notebook)[1] == ""
+
+
+async def test_a_kernel_that_somebody_shuts_down(schedule: Schedule) -> None:
+    notebook = schedule.write("shut.ipynb", "import time; time.sleep(600)")
+    async with schedule.begun("elastic-kernels", "run", str(notebook), **ANA) as process:
+        (kernel,) = await schedule.started()
+        await until(lambda: '"running"' in executed_or(notebook, schedule, "elastic-kernels"), "the cell to run")
+        await schedule.gateway.request("DELETE", f"/api/kernels/{kernel['id']}", headers={"X-Forwarded-User": "ana"})
+        run = await ended(process)
+    assert run.code == 138, run
+    assert "the gateway does not know the kernel any more" in run.err.splitlines()[-1]
+
+
+async def test_a_cell_that_asks_for_input(schedule: Schedule) -> None:
+    notebook = schedule.write("input.ipynb", "input('Name? ')")
+    run = await schedule.papermill(notebook, **ANA)
+    assert run.code == 1, run
+    assert outputs(notebook)[0].startswith("StdinNotImplementedError")
