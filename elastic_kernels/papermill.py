@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 _NOT_ASKED: Final = 60
 # for a client that waits for a connection to come back, nbclient's four seconds are none
 _LAST_OUTPUT_SECONDS: Final = 60.0
+_END_SECONDS: Final = 60.0
+_SHORT_END_SECONDS: Final = 5.0
 
 
 class KernelLostError(DeadKernelError):  # type: ignore[misc]
@@ -120,7 +122,7 @@ class ElasticKernelsEngine(Engine):  # type: ignore[misc]
                 if is_ready:
                     client.stop_channels()
                 if starting.may_have_begun:
-                    _end(call, gateway, starting.kernel_id, while_starting=not is_ready)
+                    _end(call, gateway, starting, client if is_ready else None)
 
     @classmethod
     def nb_kernel_name(cls, nb: nbformat.NotebookNode, name: str | None = None) -> str:
@@ -185,10 +187,15 @@ async def _starting(gateway: Gateway, profile: str, environment: Mapping[str, st
     return Starting(gateway, profile, environment, patience, log.info)
 
 
-def _end(call: Call, gateway: Gateway, kernel_id: str, *, while_starting: bool) -> None:
-    answer = call(start.end(gateway, kernel_id, while_starting=while_starting))
+def _end(call: Call, gateway: Gateway, starting: Starting, client: RemoteKernelClient | None) -> None:
+    """Have the kernel shut down; ``client`` is who spoke with it, None for one that may not be there yet."""
+    if client is None:
+        log.info("Stopping: a kernel that is still being started is shut down as soon as it is there.")
+    # a gateway that was waited for in vain is not waited for again
+    seconds = _END_SECONDS if client is None or client.lost is None else _SHORT_END_SECONDS
+    answer = call(start.end(gateway, starting.kernel_id, starting=starting if client is None else None, seconds=seconds))
     if answer.status not in (204, 404):
-        log.warning("The kernel %s could not be shut down: %s", kernel_id, answer.sentence)
+        log.warning("The kernel %s could not be shut down: %s", starting.kernel_id, answer.sentence)
 
 
 @contextmanager

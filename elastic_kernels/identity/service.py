@@ -24,8 +24,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from elastic_kernels.errors import ConfigurationError, IdentityAwayError
+from elastic_kernels.fields import DnsLabel
 from elastic_kernels.identity import Caller
-from elastic_kernels.profiles import DnsLabel
 
 log = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,10 +18,10 @@ from elastic_kernels.remote.gateway import Answer, Gateway, GatewayError
 
 SCHEDULED: Final = "scheduled"
 _STATUS_PAUSE: Final = 1.0
+_WAITING: Final = "waiting for the kernel"
 _SAID_AGAIN: Final = 30.0
 _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 30.0
-_END_SECONDS: Final = 60.0
 # of a kernel that this program itself runs in: not what the new one is to be
 _OWN: Final = ("KERNEL_ID", "KERNEL_POD_NAME", "KERNEL_NAME", "KERNEL_LANGUAGE")
 
@@ -52,18 +53,22 @@ class Verdict(Enum):
     """A limit is reached."""
     AWAY = "away"
     """The gateway did not answer: the kernel may be starting nevertheless."""
+    UNDER_WAY = "under way"
+    """An earlier start of the same kernel goes on, of which the gateway did not answer."""
     FAILED = "failed"
     """It failed in passing, and may succeed when it is tried again."""
 
 
-def verdict(answer: Answer) -> Verdict:
-    """Return what an answer to ``POST /api/kernels`` means."""
+def verdict(answer: Answer, *, may_have_begun: bool = False) -> Verdict:
+    """Return what an answer to ``POST /api/kernels`` means; ``may_have_begun`` says that an earlier one may have got lost."""
     if answer.status == 201:
         return Verdict.STARTED
     if answer.is_away:
         return Verdict.AWAY
     if answer.status == 403 and answer.retry_after is not None:
         return Verdict.FULL
+    if answer.status == 409 and may_have_begun:
+        return Verdict.UNDER_WAY
     return Verdict.FAILED if answer.status in (408, 409, 429, 502, 503, 504) else Verdict.REFUSED
 
 
@@ -96,6 +101,8 @@ class Starting:
         self.kernel_id = str(uuid.uuid4())
         self.may_have_begun = False
         """Whether there may be a kernel of this id, now or soon."""
+        self.has_status = False
+        """Whether the gateway says what a start is doing: then a start of which it says nothing is over."""
         self._gateway = gateway
         self._patience = patience
         self._tell = tell
@@ -107,39 +114,35 @@ class Starting:
     async def run(self) -> None:
         """Return once the kernel answers. Raises GatewayError."""
         loop = asyncio.get_running_loop()
-        pause, failures, full_since, away_since = _FIRST_PAUSE, 0, None, None
+        patience = {Verdict.FULL: self._patience.limit, Verdict.AWAY: self._patience.away}
+        pause, failures, former, since = _FIRST_PAUSE, 0, Verdict.STARTED, self._began
         while True:
-            begun_before, self.may_have_begun = self.may_have_begun, True
+            begun, self.may_have_begun = self.may_have_begun, True
             answer = await self._post()
-            now = loop.time()
-            meaning = verdict(answer)
+            now, meaning = loop.time(), verdict(answer, may_have_begun=begun)
             if meaning is Verdict.STARTED:
                 return
-            self.may_have_begun = answer.status == 409 or (meaning is Verdict.AWAY and (begun_before or answer.may_have_arrived))
+            unheard = meaning is Verdict.AWAY and not answer.may_have_arrived
+            self.may_have_begun = (begun and unheard) or meaning is Verdict.UNDER_WAY or (meaning is Verdict.AWAY and not unheard)
             if meaning is Verdict.REFUSED or (meaning is Verdict.FAILED and await self._is_hopeless()):
                 raise GatewayError(await self._refusal(answer), answer)
-            maybe_under_way = away_since is not None
-            full_since = (full_since or now) if meaning is Verdict.FULL else full_since
-            away_since = (away_since or now) if meaning is Verdict.AWAY else None
-            failures += meaning is Verdict.FAILED and not maybe_under_way
-            left = min(
-                self._left(now),
-                self._patience.limit - (now - full_since) if full_since is not None and meaning is Verdict.FULL else float("inf"),
-                self._patience.away - (now - away_since) if away_since is not None else float("inf"),
-            )
+            if meaning is not former:
+                former, since = meaning, now
+            failures += meaning is Verdict.FAILED
+            left = min(self._left(now), patience.get(meaning, math.inf) - (now - since))
             if left <= 0 or failures > self._patience.retries:
                 raise GatewayError(answer.sentence, answer, may_succeed_later=True)
-            self._say(f"{answer.sentence} Trying again.", now)
+            waiting = meaning is Verdict.UNDER_WAY
+            self._say(f"{self._profile}: {_WAITING}" if waiting else f"{answer.sentence} Trying again.", now)
+            pause = _FIRST_PAUSE if waiting else pause
             await asyncio.sleep(min(left, max(pause, answer.retry_after or 0)))
             pause = min(pause * 2, _LONGEST_PAUSE)
-            if answer.status == 409 or meaning is Verdict.AWAY:
-                # the answer to an earlier request may have been lost, and not the request
-                found = await self._gateway.ask("GET", f"/api/kernels/{self.kernel_id}")
-                if found.status == 200:
-                    return
+            # the answer to an earlier request may have been lost, and not the request
+            if self.may_have_begun and (await self._gateway.ask("GET", f"/api/kernels/{self.kernel_id}")).status == 200:
+                return
 
     def _left(self, now: float) -> float:
-        return float("inf") if self._patience.start is None else self._patience.start - (now - self._began)
+        return math.inf if self._patience.start is None else self._patience.start - (now - self._began)
 
     async def _post(self) -> Answer:
         """Ask for the kernel, and meanwhile say what it waits for."""
@@ -168,10 +171,11 @@ class Starting:
             answer = await self._gateway.ask("GET", f"/api/kernels/{self.kernel_id}/status", seconds=10)
             now = loop.time()
             sentence = answer.body.get("sentence") if answer.status == 200 else None
+            self.has_status = self.has_status or sentence is not None
             if isinstance(sentence, str) and sentence:
                 self._say(f"{self._profile}: {sentence}", now)
             else:
-                self._say(f"{self._profile}: waiting for the kernel", now)
+                self._say(f"{self._profile}: {_WAITING}", now)
             away_since = (away_since or now) if answer.is_away else None
             if away_since is not None and now - away_since > self._patience.away:
                 return answer
@@ -209,18 +213,22 @@ def unknown(profile: str, gateway: Gateway, listed: Mapping[str, Any]) -> str:
     return f"The gateway {gateway.address.url} has no profile {profile!r}: {there}."
 
 
-async def end(gateway: Gateway, kernel_id: str, *, while_starting: bool = False, seconds: float = _END_SECONDS) -> Answer:
+async def end(gateway: Gateway, kernel_id: str, *, starting: Starting | None = None, seconds: float) -> Answer:
     """Have a kernel shut down, and return what came of it: 204, or 404 where there is none any more.
 
-    ``while_starting`` says that a start of it may be under way, so that it can still appear.
+    ``starting`` is a start of it that may be under way, so that it can still appear.
     """
     loop = asyncio.get_running_loop()
     stop = loop.time() + seconds
     pause = _FIRST_PAUSE / 4
     while True:
         answer = await gateway.ask("DELETE", f"/api/kernels/{kernel_id}")
-        is_over = answer.status == 204 or (answer.status < 500 and not answer.is_away and not (while_starting and answer.status == 404))
-        if is_over or loop.time() >= stop:
+        is_over = answer.status == 404 and (starting is None or (starting.has_status and not await _is_known(gateway, kernel_id)))
+        if answer.status == 204 or is_over or loop.time() >= stop:
             return answer
         await asyncio.sleep(min(pause, stop - loop.time()))
         pause = min(pause * 2, 5.0)
+
+
+async def _is_known(gateway: Gateway, kernel_id: str) -> bool:
+    return (await gateway.ask("GET", f"/api/kernels/{kernel_id}/status", seconds=10)).status != 404

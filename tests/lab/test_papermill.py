@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ SECONDS = 90.0
 TOKEN = "the-schedulers-own"
 ANA = {"JUPYTER_GATEWAY_HEADERS": json.dumps({"X-Forwarded-User": "ana"})}
 SERVICE = {"JUPYTER_GATEWAY_AUTH_TOKEN": TOKEN, "KERNEL_USERNAME": "ana"}
+
+# a kernel that begins to start, and waits
+SLOW = 'cd "$0"; touch "slow begun"; until [ -e "slow goes on" ]; do sleep 0.1; done; exec python -m ipykernel_launcher -f "$1"'
 
 
 @dataclass
@@ -71,7 +75,7 @@ class Schedule:
                 process.kill()
                 _, err = await process.communicate()
                 # pytest shows it beside the failure
-                print(err.decode())
+                sys.stderr.write(err.decode())
 
     async def run(self, *command: str, gateway: str | None = None, **environment: str) -> Ended:
         """Run a program to its end."""
@@ -82,6 +86,14 @@ class Schedule:
         """Run a notebook with papermill's own command line."""
         command = ("papermill", "--engine", "elastic-kernels", str(notebook), str(executed(notebook)), "--no-progress-bar")
         return await self.run(*command, *arguments, **environment)
+
+    async def seen(self, name: str) -> None:
+        """Wait until a cell has made this file."""
+        await until((self.folder / name).exists, name)
+
+    def touch(self, name: str) -> None:
+        """Make a file that a cell waits for."""
+        (self.folder / name).touch()
 
     async def kernels(self) -> list[dict[str, Any]]:
         """Return ana's kernels."""
@@ -110,7 +122,24 @@ class Schedule:
 
 
 def _cell(source: str, *tags: str) -> dict[str, Any]:
-    return {"cell_type": "code", "id": os.urandom(4).hex(), "source": source, "metadata": {"tags": list(tags)}, "outputs": [], "execution_count": None}
+    return {
+        "cell_type": "code",
+        "id": os.urandom(4).hex(),
+        "source": source,
+        "metadata": {"tags": list(tags)},
+        "outputs": [],
+        "execution_count": None,
+    }
+
+
+def says(name: str) -> str:
+    """Return a line of a cell that makes a file."""
+    return f"open({name!r}, 'w').close()"
+
+
+def waits(name: str) -> str:
+    """Return lines of a cell that wait for a file."""
+    return f"import os, time\nwhile not os.path.exists({name!r}):\n    time.sleep(0.05)"
 
 
 def executed(notebook: Path) -> Path:
@@ -127,6 +156,15 @@ def _text(output: Mapping[str, Any]) -> str:
     if output["output_type"] == "error":
         return f"{output['ename']}: {output['evalue']}"
     return "".join(output["text"] if output["output_type"] == "stream" else output["data"]["text/plain"])
+
+
+async def said(process: asyncio.subprocess.Process, text: str) -> None:
+    """Wait until a program says something on stderr."""
+    assert process.stderr is not None
+    async for line in process.stderr:
+        if text in line.decode():
+            return
+    raise AssertionError(f"it never said {text!r}")
 
 
 async def ended(process: asyncio.subprocess.Process) -> Ended:
@@ -153,7 +191,7 @@ async def schedule(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -
         "small": profile("small", display_name="Small", volumes=volumes, grace_period=1),
         "opened": profile("opened", limit_classes=["scheduled"], volumes=volumes, grace_period=1),
         "missing": profile("missing", image="registry.invalid/missing:1"),
-        "stuck": profile("stuck", command=["sleep", "600", "{connection_file}"], launch_timeout=60, grace_period=1),
+        "slow": profile("slow", command=["sh", "-c", SLOW, str(folder), "{connection_file}"], volumes=volumes, grace_period=1),
         "crowded": profile("crowded", cpu="1000", launch_timeout=2),
     }
     async with gateway_on(backend, directory, profiles, environment=environment, configuration=PLUGGED_IN) as gateway:
@@ -217,7 +255,7 @@ async def test_a_service_runs_anas_notebook_while_she_has_two_open(schedule: Sch
 
 
 async def test_the_second_of_one_waits_for_the_first(schedule: Schedule) -> None:
-    first = schedule.write("first.ipynb", "import os, time\nwhile not os.path.exists('go'): time.sleep(0.1)")
+    first = schedule.write("first.ipynb", waits("second waits"))
     second = schedule.write("second.ipynb", "print('after')")
     async with schedule.begun("elastic-kernels", "run", str(first), **SERVICE) as one:
         await schedule.started()
@@ -225,11 +263,8 @@ async def test_the_second_of_one_waits_for_the_first(schedule: Schedule) -> None
         assert refused.code == 75, refused
         assert refused.err.splitlines()[-1].startswith("elastic-kernels: You have 1 of 1 scheduled kernels: 'Small' (first.ipynb, since ")
         async with schedule.begun("elastic-kernels", "run", str(second), **SERVICE) as two:
-            assert two.stderr is not None
-            async for line in two.stderr:
-                if b"You have 1 of 1 scheduled kernels" in line:
-                    break
-            (schedule.folder / "go").touch()
+            await said(two, "You have 1 of 1 scheduled kernels")
+            schedule.touch("second waits")
             assert (await ended(one)).code == 0
             assert (await ended(two)).code == 0
     assert outputs(second) == ["after\n"]
@@ -251,11 +286,17 @@ async def test_a_user_chooses_another_limit_only_where_an_operator_opened_it(sch
 @pytest.mark.parametrize(
     ("name", "text", "arguments", "code", "sentence"),
     [
-        ("unknown", None, ["--profile", "huge"], 1, "has no profile 'huge': there are crowded, missing, opened, small, stuck."),
+        ("unknown", None, ["--profile", "huge"], 1, "has no profile 'huge': there are crowded, missing, opened, slow, small."),
         ("none", "no-kernel", [], 2, "names no kernel: name a profile with --profile."),
         ("broken", "{", [], 2, "cannot be read: Notebook does not appear to be JSON: '{'."),
         ("gone", "", [], 2, "cannot be read: No such file or directory."),
-        ("missing", None, ["--profile", "missing"], 1, "The kernel 'missing' cannot start: its image 'registry.invalid/missing:1' cannot be pulled"),
+        (
+            "missing",
+            None,
+            ["--profile", "missing"],
+            1,
+            "The kernel 'missing' cannot start: its image ",
+        ),
         ("folder", None, ["--output", "/nowhere/out.ipynb"], 1, "output folder /nowhere doesn't exist."),
         ("yaml", None, ["-y", "["], 2, "--parameters-yaml is not YAML"),
         ("token", None, ["--gateway", "gateway:8888"], 2, "'gateway:8888' is not the address of a gateway"),
@@ -304,81 +345,87 @@ async def test_a_start_that_fails_in_passing_is_tried_again(schedule: Schedule) 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("program", ["elastic-kernels", "papermill"])
 async def test_who_ends_a_run_ends_its_kernel(schedule: Schedule, number: signal.Signals, code: int, program: str) -> None:
-    notebook = schedule.write("long.ipynb", "import time; time.sleep(600)")
+    begun = f"{program} {code}"
+    notebook = schedule.write("long.ipynb", f"{says(begun)}\n{waits('never')}")
     command = ("run", str(notebook)) if program == "elastic-kernels" else ("--engine", "elastic-kernels", str(notebook), "out.ipynb")
     async with schedule.begun(program, *command, **ANA) as process:
-        await schedule.started()
-        await until(lambda: '"running"' in executed_or(notebook, schedule, program), "the cell to run")
+        await schedule.seen(begun)
         process.send_signal(number)
         run = await ended(process)
     assert run.code == (1 if program == "papermill" and number is signal.SIGINT else code), run
     assert program == "papermill" or "Traceback" not in run.err
 
 
-def executed_or(notebook: Path, schedule: Schedule, program: str) -> str:
-    path = executed(notebook) if program == "elastic-kernels" else schedule.folder.parent / "out.ipynb"
-    return path.read_text() if path.exists() else ""
-
-
 async def test_who_ends_a_start_ends_its_kernel(schedule: Schedule, backend: Backend) -> None:
-    notebook = schedule.write("stuck.ipynb", "1", kernel="stuck")
-    async with schedule.begun("elastic-kernels", "run", str(notebook), "--start-timeout", "5", **ANA) as process:
-        await until(backend.pods, "its pod")
+    notebook = schedule.write("slow.ipynb", "1", kernel="slow")
+    async with schedule.begun("elastic-kernels", "run", str(notebook), **ANA) as process:
+        await schedule.seen("slow begun")
         process.send_signal(signal.SIGINT)
+        await said(process, "a kernel that is still being started is shut down as soon as it is there.")
+        schedule.touch("slow goes on")
         assert (await ended(process)).code == 130
-    await until(backend.is_empty, "the pod to go", seconds=30)
-
-
-TICKS = "import time\nfor i in range(30):\n    print(i, flush=True)\n    time.sleep(0.1)\n'done'"
+    await until(backend.is_empty, "the pod to go")
 
 
 async def test_a_connection_that_is_cut_comes_back_and_nothing_is_lost(schedule: Schedule) -> None:
-    notebook = schedule.write("cut.ipynb", TICKS, "print('next')")
-    async with between(schedule.gateway.address) as proxy:
-        async with schedule.begun("elastic-kernels", "run", str(notebook), gateway=proxy.address, **ANA) as process:
-            await schedule.started()
-            await asyncio.sleep(1)
-            await proxy.disappear()
-            await asyncio.sleep(1)
-            await proxy.appear()
-            run = await ended(process)
+    ticks = f"for i in range(3000):\n    print(i)\n    if i == 1000:\n        {says('at 1000')}\n    if i == 2000: {says('at 2000')}"
+    notebook = schedule.write("cut.ipynb", f"{ticks}\n    time.sleep(0.001)".replace("for", "import time\nfor", 1), "print('next')")
+    async with (
+        between(schedule.gateway.address) as proxy,
+        schedule.begun("elastic-kernels", "run", str(notebook), gateway=proxy.address, **ANA) as process,
+    ):
+        await schedule.seen("at 1000")
+        await proxy.disappear()
+        await schedule.seen("at 2000")
+        await proxy.appear()
+        run = await ended(process)
     assert run.code == 0, run
-    assert outputs(notebook) == ["".join(f"{i}\n" for i in range(30)) + "'done'", "next\n"]
+    assert outputs(notebook) == ["".join(f"{i}\n" for i in range(3000)), "next\n"]
     assert "The gateway is there again; the run goes on." in run.err
 
 
 async def test_a_cell_that_ended_while_the_gateway_was_away(schedule: Schedule) -> None:
-    notebook = schedule.write("ended.ipynb", "import time; time.sleep(1.5); print('over'); 1/0")
-    async with between(schedule.gateway.address) as proxy:
-        async with schedule.begun("elastic-kernels", "run", str(notebook), gateway=proxy.address, **ANA) as process:
-            await schedule.started()
-            await until(lambda: '"running"' in executed_or(notebook, schedule, "elastic-kernels"), "the cell to run")
-            await proxy.disappear()
-            await asyncio.sleep(2)
-            await proxy.appear()
-            run = await ended(process)
+    cell = f"{says('runs')}\n{waits('gateway is away')}\nprint('over')\n{says('is over')}\n1/0"
+    notebook = schedule.write("ended.ipynb", cell, "print('never')")
+    async with (
+        between(schedule.gateway.address) as proxy,
+        schedule.begun("elastic-kernels", "run", str(notebook), gateway=proxy.address, **ANA) as process,
+    ):
+        await schedule.seen("runs")
+        await proxy.disappear()
+        schedule.touch("gateway is away")
+        await schedule.seen("is over")
+        await proxy.appear()
+        run = await ended(process)
     assert run.code == 1, run
-    assert outputs(notebook) == ["over\nZeroDivisionError: division by zero"]
+    assert outputs(notebook) == ["over\nZeroDivisionError: division by zero", ""]
 
 
 async def test_a_result_that_is_lost_is_noticed(schedule: Schedule) -> None:
     """Something between swallows the reply, and both ends believe that all is well: the run ends with a sentence, and does not hang."""
-    notebook = schedule.write("lost.ipynb", "import time; time.sleep(1.5); print('over')", "print('never')")
-    async with between(schedule.gateway.address) as proxy:
-        async with schedule.begun("elastic-kernels", "run", str(notebook), gateway=proxy.address, **ANA) as process:
-            await schedule.started()
-            await until(lambda: '"running"' in executed_or(notebook, schedule, "elastic-kernels"), "the cell to run")
-            await asyncio.sleep(0.5)
-            proxy.loses = True
-            await proxy.swallowed()
-            await asyncio.sleep(0.5)
-            proxy.cut_clients()
-            proxy.loses = False
-            run = await ended(process)
+    cell = f"print('it runs', flush=True)\n{waits('nothing comes back')}\nprint('over')"
+    notebook = schedule.write("lost.ipynb", cell, "print('never')")
+    async with (
+        between(schedule.gateway.address) as proxy,
+        schedule.begun("elastic-kernels", "run", str(notebook), "--log-output", gateway=proxy.address, **ANA) as process,
+    ):
+        await said(process, "it runs")
+        proxy.loses = True
+        schedule.touch("nothing comes back")
+
+        async def is_idle() -> bool:
+            return bool((await schedule.kernels())[0]["execution_state"] == "idle")
+
+        await until(is_idle, "the cell's end")
+        proxy.cut_clients()
+        proxy.loses = False
+        run = await ended(process)
     assert run.code == 138, run
-    assert "was lost when the connection to the gateway was cut" in run.err.splitlines()[-1]
-    assert outputs(notebook)[0].startswith("KernelLostError: Cell 1 has no result: the cell's result was lost")
-    assert outputs(notebook)[1] == ""
+    sentence = (
+        "Cell 1 has no result: the cell's result was lost when the connection to the gateway was cut; whether it succeeded is not known."
+    )
+    assert f"elastic-kernels: {sentence}" in run.err.splitlines()[-1]
+    assert outputs(notebook) == [f"it runs\nKernelLostError: {sentence}", ""]
 
 
 async def test_a_gateway_that_is_away_at_the_start(schedule: Schedule) -> None:
@@ -389,10 +436,7 @@ async def test_a_gateway_that_is_away_at_the_start(schedule: Schedule) -> None:
     async with between(schedule.gateway.address) as proxy:
         await proxy.disappear()
         async with schedule.begun("elastic-kernels", "run", str(notebook), gateway=proxy.address, **ANA) as process:
-            assert process.stderr is not None
-            async for line in process.stderr:
-                if b"does not answer" in line:
-                    break
+            await said(process, "does not answer")
             await proxy.appear()
             run = await ended(process)
     assert run.code == 0, run
@@ -400,14 +444,14 @@ async def test_a_gateway_that_is_away_at_the_start(schedule: Schedule) -> None:
 
 
 async def test_a_gateway_that_does_not_come_back(schedule: Schedule) -> None:
-    notebook = schedule.write("forever.ipynb", "import time; time.sleep(600)")
+    notebook = schedule.write("forever.ipynb", f"{says('forever')}\n{waits('never')}")
     async with between(schedule.gateway.address) as proxy:
         async with schedule.begun("elastic-kernels", "run", str(notebook), "--away", "2", gateway=proxy.address, **ANA) as process:
-            (kernel,) = await schedule.started()
-            await until(lambda: '"running"' in executed_or(notebook, schedule, "elastic-kernels"), "the cell to run")
+            await schedule.seen("forever")
             await proxy.disappear()
             run = await ended(process)
         await proxy.appear()
+    (kernel,) = await schedule.kernels()
     assert run.code == 138, run
     assert "the gateway did not come back within 2 seconds" in run.err.splitlines()[-1]
     assert f"The kernel {kernel['id']} could not be shut down" in run.err
@@ -423,10 +467,10 @@ async def test_a_kernel_that_dies(schedule: Schedule) -> None:
 
 
 async def test_a_kernel_that_somebody_shuts_down(schedule: Schedule) -> None:
-    notebook = schedule.write("shut.ipynb", "import time; time.sleep(600)")
+    notebook = schedule.write("shut.ipynb", f"{says('shut')}\n{waits('never')}")
     async with schedule.begun("elastic-kernels", "run", str(notebook), **ANA) as process:
-        (kernel,) = await schedule.started()
-        await until(lambda: '"running"' in executed_or(notebook, schedule, "elastic-kernels"), "the cell to run")
+        await schedule.seen("shut")
+        (kernel,) = await schedule.kernels()
         await schedule.gateway.request("DELETE", f"/api/kernels/{kernel['id']}", headers={"X-Forwarded-User": "ana"})
         run = await ended(process)
     assert run.code == 138, run
