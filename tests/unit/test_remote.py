@@ -221,7 +221,8 @@ async def test_a_start_that_does_not(answers: list[Told], patience: Patience, se
 async def test_what_a_start_waits_for_is_said() -> None:
     sentences = ["it waits for the scheduler", "a machine is being brought up for it", "a machine is being brought up for it"]
     statuses = [{"phase": "x", "sentence": text, "since": "2026-01-01T00:00:00Z", "hopeless": False} for text in sentences]
-    async with scripted([CREATED], statuses=statuses) as (gateway, client):
+    async with scripted([CREATED], statuses=list(statuses)) as (gateway, client):
+        gateway.afterwards = statuses[-1]
         await Starting(client, "gpu", {}, Patience(start=60), gateway.told.append).run()
         assert gateway.told == [f"gpu: {text} (0 s)" for text in sentences[:2]]
         assert gateway.asked[0]["env"]["KERNEL_LAUNCH_TIMEOUT"] == "60"
