@@ -7,6 +7,7 @@ PYTHON310 ?= python3.10
 PYTHON311 ?= python3.11
 GATEWAY := .venv
 LAB := .venv-lab
+AIRFLOW := .venv-airflow
 # Compiling everything takes longer than compiling what is imported, when it is ...
 PIP_INSTALL := bin/python -m pip install -qq --disable-pip-version-check --prefer-binary --no-compile
 # ... which has to be kept then, also where the environment says not to.
@@ -16,7 +17,7 @@ export ELASTIC_KERNELS_LAB := $(CURDIR)/$(LAB)/bin/jupyter-lab
 RUN_PYTEST = $(GATEWAY)/bin/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check test-cluster pictures lock clean environments python browser
+.PHONY: help run test check test-cluster test-airflow pictures lock clean environments python browser
 .DELETE_ON_ERROR:
 
 help: ## say what there is to make
@@ -40,6 +41,9 @@ test-cluster: environments $(GATEWAY)/test.done $(LAB)/hub.done ## the tests tha
 	@test -n "$(KUBECONFIG)" || { echo "make test-cluster needs a cluster: set KUBECONFIG." >&2; exit 2; }
 	$(RUN_PYTEST) --real -m "not embedded" tests/contract tests/hub tests/cluster $(ARGS)
 
+test-airflow: environments $(GATEWAY)/test.done $(AIRFLOW)/airflow.done ## the DAG of examples/airflow in a real Airflow (300 MB)
+	ELASTIC_KERNELS_AIRFLOW=$(CURDIR)/$(AIRFLOW)/bin/python $(RUN_PYTEST) tests/airflow $(ARGS)
+
 pictures: environments $(GATEWAY)/test.done browser ## take docs/launcher.png and docs/notebook.png anew
 	ELASTIC_KERNELS_PICTURES=$(CURDIR)/docs $(RUN_PYTEST) tests/lab/test_browser.py $(ARGS)
 
@@ -47,7 +51,7 @@ lock: ## renew the versions in requirements/ (needs Python 3.10 and 3.11: PYTHON
 	$(PYTHON311) requirements/lock.py $(PYTHON310) $(PYTHON311)
 
 clean: ## remove the environments and everything else that is made
-	rm -rf $(GATEWAY) $(LAB) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(GATEWAY) $(LAB) $(AIRFLOW) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 python:
@@ -80,6 +84,12 @@ $(LAB)/engine.done: $(LAB)/lab.done $(GATEWAY)/gateway.done
 $(LAB)/hub.done: requirements/hub.txt $(LAB)/lab.done
 	@echo "Installing  JupyterHub beside it, for the tests"
 	@$(LAB)/$(PIP_INSTALL) -r requirements/lab.txt -r requirements/hub.txt
+	@touch $@
+
+$(AIRFLOW)/airflow.done: requirements/airflow.txt | python
+	@echo "Installing  Airflow into $(AIRFLOW)"
+	@test -x $(AIRFLOW)/bin/python || $(PYTHON) -m venv $(AIRFLOW)
+	@$(AIRFLOW)/$(PIP_INSTALL) -r requirements/airflow.txt
 	@touch $@
 
 # what shows JupyterLab to the tests

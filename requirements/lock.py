@@ -22,6 +22,8 @@ HELD = ["soupsieve<3"]
 LAB = ["jupyterlab>=4,<5", "papermill", "ipykernel", *BUILD]
 # kubespawner: says how it names claims; a proxy in Python, so that no Node is needed
 HUB = ["jupyterhub>=5,<6", "jupyterhub-kubespawner>=7,<8", "configurable-http-proxy"]
+# no provider besides those that it brings itself
+AIRFLOW = ["apache-airflow>=2.10,<3"]
 # ipykernel: what kernels of the embedded cluster run in the tests that need no JupyterLab
 TEST = ["selenium", "ipykernel"]
 
@@ -41,6 +43,10 @@ HEADERS = {
 # The environment of JupyterLab, papermill and the kernels that `elastic-kernels up` starts on this machine, exact versions.
 # Renew with: make lock
 # It is an environment of its own because JupyterLab 4 needs jupyter_client>=8 and jupyter_server>=2. Nothing is held back.
+""",
+    "airflow.txt": """\
+# A real Airflow, exact versions: for the tests of examples/airflow. It is an environment of its own, as it is in use.
+# Renew with: make lock
 """,
     "hub.txt": """\
 # What a JupyterHub needs beside lab.txt, exact versions: for the tests with a real hub, and with kubespawner's names.
@@ -63,6 +69,7 @@ def wanted() -> dict[str, list[str]]:
         "test.txt": gateway + lines("options.extras_require", "test") + TEST,
         "lab.txt": LAB,
         "hub.txt": LAB + HUB,
+        "airflow.txt": AIRFLOW,
     }
 
 

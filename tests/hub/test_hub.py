@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -80,6 +84,25 @@ async def test_the_tokens_are_theirs(company: Company) -> None:
     body = {"name": "small", "env": {"KERNEL_USERNAME": "ana"}}
     status, refused = await company.gateway.request("POST", "/api/kernels", body, headers=_token(company.bia.token))
     assert (status, refused["message"][:24]) == (403, "You have 2 of 2 kernels:")
+
+
+async def test_a_notebook_from_the_command_line_is_its_users(backend: Backend, company: Company, tmp_path: Path) -> None:
+    """As in a terminal of leo's JupyterLab, whose environment holds the hub's token and no other name than his."""
+    await company.hub.ask("POST", "/users/leo")
+    token = await company.hub.token_of("leo")
+    cell: dict[str, object] = {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None}
+    cell["source"] = "import os; print(os.environ['KERNEL_USERNAME'])"
+    spec = {"kernelspec": {"name": "small", "display_name": "Small", "language": "python"}}
+    notebook = tmp_path / "night.ipynb"
+    notebook.write_text(json.dumps({"cells": [cell], "metadata": spec, "nbformat": 4, "nbformat_minor": 4}))
+    environment = {"PATH": os.environ["PATH"], "JUPYTER_GATEWAY_URL": company.gateway.address, "JUPYTERHUB_API_TOKEN": token}
+    program = Path(os.environ["ELASTIC_KERNELS_LAB"]).with_name("elastic-kernels")
+    process = await asyncio.create_subprocess_exec(
+        str(program), "run", str(notebook), "--log-output", env={**environment, "KERNEL_USERNAME": "ana"}, stderr=asyncio.subprocess.PIPE
+    )
+    _, said = await asyncio.wait_for(process.communicate(), 90)
+    assert process.returncode == 0, said.decode()
+    assert "\nleo\n" in said.decode()
 
 
 async def test_kernels_for_a_group_of_the_hub(company: Company) -> None:

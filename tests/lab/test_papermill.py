@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import importlib.util
 import json
 import os
 import signal
@@ -482,3 +483,32 @@ async def test_a_cell_that_asks_for_input(schedule: Schedule) -> None:
     run = await schedule.papermill(notebook, **ANA)
     assert run.code == 1, run
     assert outputs(notebook)[0].startswith("StdinNotImplementedError")
+
+
+def example() -> Any:
+    """Return the module of examples/airflow that needs no Airflow."""
+    path = Path(__file__).parents[2] / "examples" / "airflow" / "notebook_task.py"
+    spec = importlib.util.spec_from_file_location("notebook_task", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+async def test_the_example_tells_what_may_pass_from_what_does_not(schedule: Schedule, capfd: pytest.CaptureFixture[str]) -> None:
+    module = example()
+    program = str(Path(os.environ["ELASTIC_KERNELS_LAB"]).with_name("elastic-kernels"))
+
+    async def task(notebook: Path, **parameters: object) -> None:
+        more = {"user": "ana", "gateway": schedule.gateway.address, "token": TOKEN, "program": program, "parameters": parameters}
+        await asyncio.to_thread(module.run_notebook, str(notebook), str(executed(notebook)), **more)
+
+    good = schedule.write("task.ipynb", "print(repr(day), count)")
+    await task(good, day="24", count=2)
+    assert outputs(good)[-1] == "'24' 2\n"
+    with pytest.raises(module.NotebookFailedError, match=r"The cell 1 of .*failing.ipynb failed"):
+        await task(schedule.write("failing.ipynb", "1/0"))
+    with pytest.raises(module.NotebookLaterError, match="the kernel ended"):
+        await task(schedule.write("dying.ipynb", "import os; os._exit(1)"))
+    assert "ZeroDivisionError" in capfd.readouterr().out

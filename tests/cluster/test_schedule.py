@@ -1,0 +1,92 @@
+"""A notebook on a schedule, on the real cluster: papermill and its engine, in the kernel's image, for a user who has all hers open."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Backend, gateway_on, profile
+from tests.gateway import PLUGGED_IN, Gateway, until
+
+TOKEN = "the-schedulers-own"
+ANA = {"X-Forwarded-User": "ana"}
+SECONDS = 180.0
+
+
+@pytest.fixture(scope="module")
+async def gateway(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gateway]:
+    directory = tmp_path_factory.mktemp("gateway")
+    service = {"tokens": [f"sha256:{hashlib.sha256(TOKEN.encode()).hexdigest()}"], "users": ["ana"], "limit_class": "scheduled"}
+    (directory / "services.yaml").write_text(json.dumps({"services": {"airflow": service}}))
+    environment = {
+        "ELASTIC_KERNELS_IDENTITY": "header,service",
+        "ELASTIC_KERNELS_TRUSTED_PROXIES": "127.0.0.1",
+        "ELASTIC_KERNELS_SERVICES_FILE": str(directory / "services.yaml"),
+        "ELASTIC_KERNELS_MAX_KERNELS_PER_CLASS": "interactive=2,scheduled=1",
+    }
+    profiles = {"small": profile("small", display_name="Small"), "huge": profile("huge", memory="4Ti", launch_timeout=5)}
+    async with gateway_on(backend, directory, profiles, environment=environment, configuration=PLUGGED_IN) as running:
+        yield running
+
+
+def write(path: Path, *cells: str, kernel: str = "small") -> str:
+    code: list[dict[str, Any]] = [
+        {"cell_type": "code", "source": text, "metadata": {}, "outputs": [], "execution_count": None} for text in cells
+    ]
+    spec = {"kernelspec": {"name": kernel, "display_name": kernel, "language": "python"}}
+    path.write_text(json.dumps({"cells": code, "metadata": spec, "nbformat": 4, "nbformat_minor": 4}))
+    return str(path)
+
+
+async def begun(gateway: Gateway, *arguments: str) -> asyncio.subprocess.Process:
+    program = Path(os.environ["ELASTIC_KERNELS_LAB"]).with_name("elastic-kernels")
+    environment = {"PATH": os.environ["PATH"], "JUPYTER_GATEWAY_URL": gateway.address, "JUPYTER_GATEWAY_AUTH_TOKEN": TOKEN}
+    pipe = asyncio.subprocess.PIPE
+    return await asyncio.create_subprocess_exec(str(program), "run", *arguments, "--user", "ana", env=environment, stderr=pipe)
+
+
+async def run(gateway: Gateway, *arguments: str) -> tuple[int | None, str]:
+    process = await begun(gateway, *arguments)
+    _, said = await asyncio.wait_for(process.communicate(), SECONDS)
+    return process.returncode, said.decode()
+
+
+async def test_at_night_while_she_has_two_open(backend: Backend, gateway: Gateway, tmp_path: Path) -> None:
+    starts = [gateway.request("POST", "/api/kernels", {"name": "small", "env": {}}, headers=ANA) for _ in range(2)]
+    opened = [body["id"] for _, body in await asyncio.gather(*starts)]
+    notebook = write(tmp_path / "night.ipynb", "import os\nprint(os.environ['KERNEL_USERNAME'], os.environ['KERNEL_POD_NAME'], day)")
+    code, said = await run(gateway, notebook, "-p", "day", "24", "--log-output")
+    assert code == 0, said
+    (line,) = [line for line in said.splitlines() if line.startswith("ana ")]
+    assert line.split()[1].startswith("ana-")
+    assert line.endswith(" 24")
+    code, said = await run(gateway, write(tmp_path / "bad.ipynb", "1", "1/0"))
+    assert code == 1, said
+    assert "ZeroDivisionError: division by zero" in said
+    await asyncio.gather(*(gateway.request("DELETE", f"/api/kernels/{kernel}", headers=ANA) for kernel in opened))
+
+
+async def test_what_cannot_be_had_now(gateway: Gateway, tmp_path: Path) -> None:
+    code, said = await run(gateway, write(tmp_path / "huge.ipynb", "1", kernel="huge"), "--retries", "0")
+    assert code == 75, said
+    assert "The kernel 'huge' was not ready within 5 seconds: no machine fits it so far: not enough memory is free" in said
+
+
+async def test_a_run_that_is_stopped_leaves_no_pod(backend: Backend, gateway: Gateway, tmp_path: Path) -> None:
+    process = await begun(gateway, write(tmp_path / "long.ipynb", "print('it runs')\nimport time; time.sleep(600)"), "--log-output")
+    assert process.stderr is not None
+    async for line in process.stderr:
+        if b"it runs" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    await asyncio.wait_for(process.communicate(), SECONDS)
+    assert process.returncode == 143
+    await until(backend.is_empty, "the pod and its record to go")
