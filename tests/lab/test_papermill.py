@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -56,15 +57,17 @@ class Schedule:
         return path
 
     @asynccontextmanager
-    async def begun(self, *command: str, gateway: str | None = None, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
-        """Begin a program of the lab's environment, in a folder of its own; one that still runs afterwards is killed."""
+    async def begun(
+        self, *command: str, gateway: str | None = None, folder: str | None = None, **environment: str
+    ) -> AsyncIterator[asyncio.subprocess.Process]:
+        """Begin a program of the lab's environment, in a folder of its own by default; one that still runs afterwards is killed."""
         program = Path(os.environ["ELASTIC_KERNELS_LAB"]).with_name(command[0])
         own = {"PATH": os.environ["PATH"], "HOME": str(self.folder), "JUPYTER_GATEWAY_URL": gateway or self.gateway.address}
         process = await asyncio.create_subprocess_exec(
             str(program),
             *command[1:],
             env={**own, **environment},
-            cwd=self.folder.parent,
+            cwd=folder or self.folder.parent,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -78,9 +81,9 @@ class Schedule:
                 # pytest shows it beside the failure
                 sys.stderr.write(err.decode())
 
-    async def run(self, *command: str, gateway: str | None = None, **environment: str) -> Ended:
+    async def run(self, *command: str, gateway: str | None = None, folder: str | None = None, **environment: str) -> Ended:
         """Run a program to its end."""
-        async with self.begun(*command, gateway=gateway, **environment) as process:
+        async with self.begun(*command, gateway=gateway, folder=folder, **environment) as process:
             return await ended(process)
 
     async def papermill(self, notebook: Path, *arguments: str, **environment: str) -> Ended:
@@ -216,6 +219,21 @@ async def test_papermill_with_parameters_and_a_module_beside_the_notebook(schedu
     run = await schedule.papermill(notebook, "-p", "x", "21", **ANA)
     assert run.code == 0, run
     assert outputs(notebook) == ["", "", f"42 ana {schedule.folder}\n"]
+
+
+async def test_the_readmes_examples(schedule: Schedule) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^    ((?:elastic-kernels run|papermill) .*)$", readme, re.M)
+    (call,) = re.findall(r"^papermill\.execute_notebook\(.*\)$", readme, re.M)
+    schedule.write("report.ipynb", "print(day)", parameters="day = None")
+    for command, output in zip(commands, ("report.executed.ipynb", "out.ipynb"), strict=True):
+        run = await schedule.run(*command.split(), folder=str(schedule.folder), **SERVICE)
+        assert run.code == 0, run
+        assert "2026-11-24\\n" in (schedule.folder / output).read_text()
+    (schedule.folder / "out.ipynb").unlink()
+    run = await schedule.run("python", "-c", f"import papermill\n{call}", folder=str(schedule.folder), **SERVICE)
+    assert run.code == 0, run
+    assert "2026-11-24\\n" in (schedule.folder / "out.ipynb").read_text()
 
 
 async def test_the_command_does_the_same(schedule: Schedule) -> None:

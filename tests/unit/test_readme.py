@@ -97,5 +97,5 @@ def test_the_settings() -> None:
 
 
 def test_the_files() -> None:
-    for path in re.findall(r"(?:docs|docker|tests|elastic_kernels|bench)/[\w./-]*\w", README):
+    for path in re.findall(r"(?:docs|docker|tests|elastic_kernels|examples|bench)/[\w./-]*\w", README):
         assert (ROOT / path).exists(), path
