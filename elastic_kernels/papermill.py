@@ -117,7 +117,7 @@ class ElasticKernelsEngine(Engine):  # type: ignore[misc]
                     **other,
                 )
                 runner.kc = client
-                runner.execute()
+                runner.run()
             finally:
                 if is_ready:
                     client.stop_channels()
@@ -136,6 +136,15 @@ class ElasticKernelsEngine(Engine):  # type: ignore[misc]
 class _Runner(PapermillNotebookClient):  # type: ignore[misc]
     """papermill's own client, which says why a kernel is lost, and keeps an error also where the gateway left it out."""
 
+    def run(self) -> None:
+        """Run all cells. Raises KernelLostError."""
+        try:
+            self.execute()
+        except KernelLostError:
+            raise
+        except DeadKernelError as error:
+            raise KernelLostError(f"All cells ran, but the end of the last one is missing: {self._why()}.") from error
+
     def execute_cell(self, cell: nbformat.NotebookNode, cell_index: int, **more: Any) -> Any:
         """Called by papermill for each cell."""
         try:
@@ -146,11 +155,13 @@ class _Runner(PapermillNotebookClient):  # type: ignore[misc]
                 cell.outputs.append(_error(error.ename, error.evalue, error.traceback))
             raise
         except DeadKernelError as error:
-            why = getattr(self.kc, "lost", None) or "the kernel ended"
-            lost = KernelLostError(f"Cell {cell_index + 1} has no result: {why}.")
+            lost = KernelLostError(f"Cell {cell_index + 1} has no result: {self._why()}.")
             cell.outputs.append(_error(type(lost).__name__, str(lost), str(lost)))
             self.nb_man.cell_exception(cell, cell_index=cell_index, exception=lost)
             raise lost from error
+
+    def _why(self) -> str:
+        return getattr(self.kc, "lost", None) or "the kernel ended"
 
 
 def _error(name: str, value: str, traceback: str) -> nbformat.NotebookNode:

@@ -26,7 +26,10 @@ from elastic_kernels.remote.start import Tell
 # what is between them takes a connection for idle after a minute or so, and notices nothing when one end is gone
 _PING_SECONDS: Final = 20.0
 _MESSAGE_BYTES: Final = 2**31 - 1
-_LOOK_SECONDS: Final = 10.0
+_LOOK_SECONDS: Final = 5.0
+_GONE_SECONDS: Final = 5.0
+# one that ends sooner without a word was none
+_PROVEN_SECONDS: Final = 5.0
 _FIRST_PAUSE: Final = 0.25
 _LONGEST_PAUSE: Final = 10.0
 
@@ -52,6 +55,8 @@ class Channels:
         self._unsent: deque[Message] = deque()
         self._connection: WebSocketClientConnection | None = None
         self._connected_before = False
+        self._heard = False
+        self._gone_since: float | None = None
 
     def send(self, channel: str, message: Mapping[str, Any]) -> None:
         """Send a message, now or as soon as there is a connection."""
@@ -61,36 +66,41 @@ class Channels:
     async def run(self) -> None:
         """Keep the connection until the kernel is lost, or this is cancelled."""
         looking = asyncio.ensure_future(self._look())
+        loop = asyncio.get_running_loop()
+        away_since, pause = loop.time(), _FIRST_PAUSE
         try:
             while self.lost is None:
-                connection = await self._connected()
-                if connection is not None:
+                connection = await self._connect()
+                if isinstance(connection, WebSocketClientConnection):
+                    opened, self._heard = loop.time(), False
                     await self._converse(connection)
+                    if self._heard or loop.time() - opened >= _PROVEN_SECONDS:
+                        away_since, pause = loop.time(), _FIRST_PAUSE
+                        continue
+                    why = "The gateway closes the connection."
+                else:
+                    why = connection.sentence
+                if self.lost is None and loop.time() - away_since >= self._away_seconds:
+                    self.lost = f"the gateway did not come back within {self._away_seconds:.0f} seconds: {why}"
+                if pause == _FIRST_PAUSE:
+                    self._tell(f"{why} Trying again for {self._away_seconds:.0f} seconds.")
+                await asyncio.sleep(0 if self.lost else pause)
+                pause = min(pause * 2, _LONGEST_PAUSE)
         finally:
             looking.cancel()
             if self._connection is not None:
                 self._connection.close()
 
-    async def _connected(self) -> WebSocketClientConnection | None:
-        """Return a new connection, None if there will be none."""
-        loop = asyncio.get_running_loop()
-        began, pause = loop.time(), _FIRST_PAUSE
-        while True:
-            answer = await self._gateway.ask("GET", f"/api/kernels/{self._kernel_id}")
-            if answer.status == 200:
-                connection = await self._open()
-                if isinstance(connection, WebSocketClientConnection):
-                    return connection
-                answer = connection
-            self._judge(answer)
-            if self.lost is None and loop.time() - began >= self._away_seconds:
-                self.lost = f"the gateway did not come back within {self._away_seconds:.0f} seconds: {answer.sentence}"
-            if self.lost is not None:
-                return None
-            if pause == _FIRST_PAUSE:
-                self._tell(f"{answer.sentence} Trying again for {self._away_seconds:.0f} seconds.")
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE)
+    async def _connect(self) -> WebSocketClientConnection | Answer:
+        """Return a new connection, or why there is none."""
+        answer = await self._gateway.ask("GET", f"/api/kernels/{self._kernel_id}")
+        if answer.status == 200:
+            connection = await self._open()
+            if isinstance(connection, WebSocketClientConnection):
+                return connection
+            answer = connection
+        self._judge(answer)
+        return answer
 
     async def _open(self) -> WebSocketClientConnection | Answer:
         request = self._gateway.request(f"/api/kernels/{self._kernel_id}/channels?session_id={self._session}")
@@ -116,6 +126,7 @@ class Channels:
             text = await connection.read_message()
             if text is None:
                 break
+            self._heard = True
             self._receive(decode(text))
         self._connection = None
 
@@ -162,7 +173,11 @@ class Channels:
                     self._connection.close()
 
     def _judge(self, answer: Answer) -> None:
-        if answer.status == 404:
+        """Find out whether an answer about the kernel is the last one."""
+        now = asyncio.get_running_loop().time()
+        self._gone_since = (self._gone_since or now) if answer.status == 404 else None
+        # a gateway that was started anew may take a moment to find its kernels
+        if self._gone_since is not None and now - self._gone_since >= _GONE_SECONDS:
             self.lost = "the gateway does not know the kernel any more: somebody shut it down, it was idle for too long, or it was lost"
         elif answer.status in (401, 403):
             self.lost = f"the gateway lets nobody in any more: {answer.sentence}"

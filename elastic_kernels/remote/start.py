@@ -17,8 +17,11 @@ from typing import Any, Final
 from elastic_kernels.remote.gateway import Answer, Gateway, GatewayError
 
 SCHEDULED: Final = "scheduled"
+# no profile allows more
+_LONGEST_START: Final = 86400.0 + 600
 _STATUS_PAUSE: Final = 1.0
 _WAITING: Final = "waiting for the kernel"
+_SEEN: Final = 5
 _SAID_AGAIN: Final = 30.0
 _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 30.0
@@ -151,7 +154,7 @@ class Starting:
             left = self._left(asyncio.get_running_loop().time())
             environment["KERNEL_LAUNCH_TIMEOUT"] = f"{max(left, 1):.0f}"
         body = {"name": self._profile, "env": environment}
-        asking = asyncio.ensure_future(self._gateway.ask("POST", "/api/kernels", body, seconds=0))
+        asking = asyncio.ensure_future(self._gateway.ask("POST", "/api/kernels", body, seconds=_LONGEST_START))
         watching = asyncio.ensure_future(self._watch())
         try:
             await asyncio.wait({asking, watching}, return_when=asyncio.FIRST_COMPLETED)
@@ -166,6 +169,7 @@ class Starting:
         """Say what the start waits for, for as long as the gateway is there; return how it is not."""
         loop = asyncio.get_running_loop()
         away_since: float | None = None
+        seen = 0
         while True:
             await asyncio.sleep(_STATUS_PAUSE)
             answer = await self._gateway.ask("GET", f"/api/kernels/{self.kernel_id}/status", seconds=10)
@@ -176,6 +180,11 @@ class Starting:
                 self._say(f"{self._profile}: {sentence}", now)
             else:
                 self._say(f"{self._profile}: {_WAITING}", now)
+            if (await self._gateway.ask("GET", f"/api/kernels/{self.kernel_id}", seconds=10)).status == 200:
+                # its answer to the start may have got lost, and nobody noticed
+                seen += 1
+                if seen > _SEEN:
+                    return Answer(201)
             away_since = (away_since or now) if answer.is_away else None
             if away_since is not None and now - away_since > self._patience.away:
                 return answer

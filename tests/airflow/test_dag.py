@@ -9,12 +9,12 @@ import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.conftest import Backend, gateway_on, profile
 from tests.gateway import PLUGGED_IN, Gateway
+from tests.notebooks import lab_program, outputs, write
 
 SECONDS = 240.0
 TOKEN = "airflows-own"
@@ -56,8 +56,7 @@ class Airflow:
 
     async def nightly_report(self, notebook: Path, day: str) -> tuple[list[str], str]:
         """Run the DAG; return the states of its run and its task, and what was logged."""
-        lab = Path(os.environ["ELASTIC_KERNELS_LAB"])
-        conf = {"notebook": str(notebook), "user": "ana", "program": str(lab.with_name("elastic-kernels"))}
+        conf = {"notebook": str(notebook), "user": "ana", "program": lab_program("elastic-kernels")}
         said = await self.run(RUN, str(EXAMPLES), json.dumps(conf), f"{day}T03:00:00+00:00")
         (states,) = [line.split()[1:] for line in said.splitlines() if line.startswith("STATES ")]
         return states, said
@@ -103,29 +102,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("notebooks")
 
 
-def write(folder: Path, name: str, *cells: str, kernel: str = "small") -> Path:
-    code: list[dict[str, Any]] = [
-        {"cell_type": "code", "source": text, "metadata": {}, "outputs": [], "execution_count": None} for text in cells
-    ]
-    spec = {"kernelspec": {"name": kernel, "display_name": kernel, "language": "python"}}
-    (folder / name).write_text(json.dumps({"cells": code, "metadata": spec, "nbformat": 4, "nbformat_minor": 4}))
-    return folder / name
-
-
-def text(notebook: Path) -> str:
-    cells: list[dict[str, Any]] = json.loads(notebook.read_text())["cells"]
-    return "".join("".join(output.get("text", "")) for cell in cells for output in cell.get("outputs", ()))
-
-
 async def test_the_night_of_a_good_notebook(airflow: Airflow, folder: Path) -> None:
-    notebook = write(folder, "report.ipynb", "import os; print(day, os.environ['KERNEL_USERNAME'], os.getcwd())")
+    notebook = write(folder / "report.ipynb", "import os; print(day, os.environ['KERNEL_USERNAME'], os.getcwd())")
     states, said = await airflow.nightly_report(notebook, "2026-11-24")
     assert states == ["success", "success"], said
-    assert text(folder / "report.2026-11-24.ipynb") == f"2026-11-24 ana {folder}\n"
+    assert outputs(folder / "report.2026-11-24.ipynb")[-1] == f"2026-11-24 ana {folder}\n"
 
 
 async def test_a_cell_that_fails_is_not_tried_again(airflow: Airflow, folder: Path) -> None:
-    states, said = await airflow.nightly_report(write(folder, "bad.ipynb", "raise ValueError('no rows')"), "2026-11-25")
+    states, said = await airflow.nightly_report(write(folder / "bad.ipynb", "raise ValueError('no rows')"), "2026-11-25")
     assert states == ["failed", "failed"], said
     assert "ValueError: no rows" in said
     assert TOKEN not in said

@@ -9,12 +9,12 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.conftest import Backend, gateway_on, profile
 from tests.gateway import PLUGGED_IN, Gateway, until
+from tests.notebooks import lab_program, write
 
 TOKEN = "the-schedulers-own"
 ANA = {"X-Forwarded-User": "ana"}
@@ -37,23 +37,15 @@ async def gateway(backend: Backend, tmp_path_factory: pytest.TempPathFactory) ->
         yield running
 
 
-def write(path: Path, *cells: str, kernel: str = "small") -> str:
-    code: list[dict[str, Any]] = [
-        {"cell_type": "code", "source": text, "metadata": {}, "outputs": [], "execution_count": None} for text in cells
-    ]
-    spec = {"kernelspec": {"name": kernel, "display_name": kernel, "language": "python"}}
-    path.write_text(json.dumps({"cells": code, "metadata": spec, "nbformat": 4, "nbformat_minor": 4}))
-    return str(path)
-
-
-async def begun(gateway: Gateway, *arguments: str) -> asyncio.subprocess.Process:
-    program = Path(os.environ["ELASTIC_KERNELS_LAB"]).with_name("elastic-kernels")
+async def begun(gateway: Gateway, *arguments: str | Path) -> asyncio.subprocess.Process:
     environment = {"PATH": os.environ["PATH"], "JUPYTER_GATEWAY_URL": gateway.address, "JUPYTER_GATEWAY_AUTH_TOKEN": TOKEN}
     pipe = asyncio.subprocess.PIPE
-    return await asyncio.create_subprocess_exec(str(program), "run", *arguments, "--user", "ana", env=environment, stderr=pipe)
+    return await asyncio.create_subprocess_exec(
+        lab_program("elastic-kernels"), "run", *arguments, "--user", "ana", env=environment, stderr=pipe
+    )
 
 
-async def run(gateway: Gateway, *arguments: str) -> tuple[int | None, str]:
+async def run(gateway: Gateway, *arguments: str | Path) -> tuple[int | None, str]:
     process = await begun(gateway, *arguments)
     _, said = await asyncio.wait_for(process.communicate(), SECONDS)
     return process.returncode, said.decode()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import pytest
 from tests.conftest import Backend, gateway_on, profile
 from tests.gateway import PLUGGED_IN, Gateway, until
 from tests.hub.running import Hub, Server, running_hub, three_ports
+from tests.notebooks import lab_program, write
 
 FRESH_SECONDS = 3
 
@@ -90,15 +90,15 @@ async def test_a_notebook_from_the_command_line_is_its_users(backend: Backend, c
     """As in a terminal of leo's JupyterLab, whose environment holds the hub's token and no other name than his."""
     await company.hub.ask("POST", "/users/leo")
     token = await company.hub.token_of("leo")
-    cell: dict[str, object] = {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None}
-    cell["source"] = "import os; print(os.environ['KERNEL_USERNAME'])"
-    spec = {"kernelspec": {"name": "small", "display_name": "Small", "language": "python"}}
-    notebook = tmp_path / "night.ipynb"
-    notebook.write_text(json.dumps({"cells": [cell], "metadata": spec, "nbformat": 4, "nbformat_minor": 4}))
+    notebook = write(tmp_path / "night.ipynb", "import os; print(os.environ['KERNEL_USERNAME'])")
     environment = {"PATH": os.environ["PATH"], "JUPYTER_GATEWAY_URL": company.gateway.address, "JUPYTERHUB_API_TOKEN": token}
-    program = Path(os.environ["ELASTIC_KERNELS_LAB"]).with_name("elastic-kernels")
     process = await asyncio.create_subprocess_exec(
-        str(program), "run", str(notebook), "--log-output", env={**environment, "KERNEL_USERNAME": "ana"}, stderr=asyncio.subprocess.PIPE
+        lab_program("elastic-kernels"),
+        "run",
+        str(notebook),
+        "--log-output",
+        env={**environment, "KERNEL_USERNAME": "ana"},
+        stderr=asyncio.subprocess.PIPE,
     )
     _, said = await asyncio.wait_for(process.communicate(), 90)
     assert process.returncode == 0, said.decode()

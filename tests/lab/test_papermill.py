@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,11 @@ from typing import Any
 
 import pytest
 
+from tests import notebooks
 from tests.between import between
 from tests.conftest import Backend, gateway_on, profile
 from tests.gateway import PLUGGED_IN, Gateway, free_port, until
+from tests.notebooks import executed, lab_program
 
 SECONDS = 90.0
 TOKEN = "the-schedulers-own"
@@ -48,23 +50,17 @@ class Schedule:
     folder: Path
 
     def write(self, name: str, *cells: str, kernel: str | None = "small", parameters: str | None = None) -> Path:
-        """Write a notebook; ``parameters`` is the text of its tagged cell."""
-        code = [_cell(source) for source in cells]
-        tagged = [_cell(parameters, "parameters")] if parameters is not None else []
-        spec = {"kernelspec": {"name": kernel, "display_name": kernel, "language": "python"}} if kernel else {}
-        path = self.folder / name
-        path.write_text(json.dumps({"cells": tagged + code, "metadata": spec, "nbformat": 4, "nbformat_minor": 5}))
-        return path
+        """Write a notebook into the folder."""
+        return notebooks.write(self.folder / name, *cells, kernel=kernel, parameters=parameters)
 
     @asynccontextmanager
     async def begun(
         self, *command: str, gateway: str | None = None, folder: str | None = None, **environment: str
     ) -> AsyncIterator[asyncio.subprocess.Process]:
         """Begin a program of the lab's environment, in a folder of its own by default; one that still runs afterwards is killed."""
-        program = Path(os.environ["ELASTIC_KERNELS_LAB"]).with_name(command[0])
         own = {"PATH": os.environ["PATH"], "HOME": str(self.folder), "JUPYTER_GATEWAY_URL": gateway or self.gateway.address}
         process = await asyncio.create_subprocess_exec(
-            str(program),
+            lab_program(command[0]),
             *command[1:],
             env={**own, **environment},
             cwd=folder or self.folder.parent,
@@ -125,17 +121,6 @@ class Schedule:
                 await self.gateway.request("DELETE", f"/api/kernels/{body['id']}", headers=headers)
 
 
-def _cell(source: str, *tags: str) -> dict[str, Any]:
-    return {
-        "cell_type": "code",
-        "id": os.urandom(4).hex(),
-        "source": source,
-        "metadata": {"tags": list(tags)},
-        "outputs": [],
-        "execution_count": None,
-    }
-
-
 def says(name: str) -> str:
     """Return a line of a cell that makes a file."""
     return f"open({name!r}, 'w').close()"
@@ -146,20 +131,9 @@ def waits(name: str) -> str:
     return f"import os, time\nwhile not os.path.exists({name!r}):\n    time.sleep(0.05)"
 
 
-def executed(notebook: Path) -> Path:
-    return notebook.with_name(f"{notebook.stem}.executed.ipynb")
-
-
 def outputs(notebook: Path) -> list[str]:
-    """Return what each code cell of the executed notebook put out: texts, and the names of errors."""
-    cells = json.loads(executed(notebook).read_text())["cells"]
-    return ["".join(map(_text, cell["outputs"])) for cell in cells if cell["cell_type"] == "code"]
-
-
-def _text(output: Mapping[str, Any]) -> str:
-    if output["output_type"] == "error":
-        return f"{output['ename']}: {output['evalue']}"
-    return "".join(output["text"] if output["output_type"] == "stream" else output["data"]["text/plain"])
+    """Return what each code cell put out, in the executed notebook."""
+    return notebooks.outputs(executed(notebook))
 
 
 async def said(process: asyncio.subprocess.Process, text: str) -> None:
@@ -496,6 +470,15 @@ async def test_a_kernel_that_somebody_shuts_down(schedule: Schedule) -> None:
     assert "the gateway does not know the kernel any more" in run.err.splitlines()[-1]
 
 
+async def test_an_error_that_a_gateway_leaves_out_because_too_much_was_said(schedule: Schedule) -> None:
+    notebook = schedule.write("loud.ipynb", "print('x' * 4_000_000)\nraise ValueError('too much')")
+    run = await schedule.papermill(notebook, **ANA)
+    assert run.code == 1, run
+    assert "ValueError: too much" in run.err
+    assert "IOPub data rate exceeded." in outputs(notebook)[0]
+    assert outputs(notebook)[0].endswith("ValueError: too much")
+
+
 async def test_a_cell_that_asks_for_input(schedule: Schedule) -> None:
     notebook = schedule.write("input.ipynb", "input('Name? ')")
     run = await schedule.papermill(notebook, **ANA)
@@ -516,7 +499,7 @@ def example() -> Any:
 
 async def test_the_example_tells_what_may_pass_from_what_does_not(schedule: Schedule, capfd: pytest.CaptureFixture[str]) -> None:
     module = example()
-    program = str(Path(os.environ["ELASTIC_KERNELS_LAB"]).with_name("elastic-kernels"))
+    program = lab_program("elastic-kernels")
 
     async def task(notebook: Path, **parameters: object) -> None:
         more = {"user": "ana", "gateway": schedule.gateway.address, "token": TOKEN, "program": program, "parameters": parameters}

@@ -233,6 +233,7 @@ def test_the_file_of_services_is_read_again(tmp_path: Path) -> None:
         ({"a": {"tokens": ["secret"], "users": []}}, "services.a.tokens.0"),
         ({"a": {"tokens": [], "users": "ana"}}, "services.a.users"),
         ({"a": {"tokens": [], "users": [], "user": []}}, "services.a.user"),
+        ({"a": {"tokens": [], "users": [], "limit_class": "At night"}}, "services.a.limit_class"),
         ({"../a": {"tokens": [], "users": []}}, "services"),
         ({"a": {"tokens": [digest("x")], "users": []}, "b": {"tokens": [digest("x")], "users": []}}, "same token"),
     ],
@@ -241,6 +242,16 @@ def test_mistakes_in_the_file_are_named_and_secrets_are_not(tmp_path: Path, cont
     with pytest.raises(ConfigurationError, match=clause) as error:
         Services(services(tmp_path / "s", **content))
     assert "secret" not in str(error.value)
+
+
+def test_a_service_has_a_limit_of_its_users_for_itself(tmp_path: Path) -> None:
+    content = {"tokens": [digest("t")], "users": ["ana"]}
+    plain = Services(services(tmp_path / "plain", a=content)).identify("t")
+    own = Services(services(tmp_path / "own", a={**content, "limit_class": "scheduled"})).identify("t")
+    assert plain is not None
+    assert own is not None
+    assert plain.on_behalf_of("ana").limit_class == ""
+    assert own.on_behalf_of("ana").limit_class == "scheduled"
 
 
 def test_a_new_token_is_its_digest(tmp_path: Path) -> None:

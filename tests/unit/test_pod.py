@@ -301,3 +301,19 @@ def test_hostile_user_names_are_data(name: str) -> None:
 def test_the_working_directory_lies_inside_what_is_mounted(environment: dict[str, str], expected: str | None) -> None:
     mounted = profile(volumes=[{"name": "home", "mount_path": "/home/ana", "source": {"emptyDir": {}}}])
     assert parse_request(environment, mounted).working_directory == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected", "dropped"),
+    [
+        (None, "gpu", ()),
+        ("gpu", "gpu", ()),
+        ("scheduled", "scheduled", ()),
+        ("interactive", "gpu", ("KERNEL_LIMIT_CLASS",)),
+        ("", "gpu", ("KERNEL_LIMIT_CLASS",)),
+    ],
+)
+def test_a_client_chooses_among_the_limits_that_the_profile_opens(asked: str | None, expected: str, dropped: tuple[str, ...]) -> None:
+    opened = profile(limit_class="gpu", limit_classes=["scheduled"])
+    request = parse_request({"KERNEL_LIMIT_CLASS": asked} if asked is not None else {}, opened)
+    assert (request.limit_class, request.dropped) == (expected, dropped)
