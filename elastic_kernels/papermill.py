@@ -134,7 +134,7 @@ class ElasticKernelsEngine(Engine):  # type: ignore[misc]
 
 
 class _Runner(PapermillNotebookClient):  # type: ignore[misc]
-    """papermill's own client, which says why a kernel is lost, and keeps an error also where the gateway left it out."""
+    """papermill's own client, which says why a kernel is lost, and has each error among the outputs."""
 
     def run(self) -> None:
         """Run all cells. Raises KernelLostError."""
@@ -150,7 +150,7 @@ class _Runner(PapermillNotebookClient):  # type: ignore[misc]
         try:
             return super().execute_cell(cell, cell_index, **more)
         except CellExecutionError as error:
-            # outputs that come too fast are cut by gateways, an error among them
+            # a kernel may answer with an error that it did not publish; papermill reads the outputs
             if not any(output.output_type == "error" for output in cell.outputs):
                 cell.outputs.append(_error(error.ename, error.evalue, error.traceback))
             raise
