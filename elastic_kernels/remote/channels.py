@@ -119,6 +119,8 @@ class Channels:
         if self._connected_before:
             self._tell("The gateway is there again; the run goes on.")
             if self._ledger.is_waiting:
+                # one that kept nothing says nothing of it
+                self._tell("If it was started anew, what the cell printed meanwhile is missing.")
                 self._probe()
         self._connected_before = True
         self._flush()

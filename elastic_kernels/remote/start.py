@@ -20,11 +20,14 @@ SCHEDULED: Final = "scheduled"
 # no profile allows more
 _LONGEST_START: Final = 86400.0 + 600
 _STATUS_PAUSE: Final = 1.0
+_LONGEST_STATUS_PAUSE: Final = 10.0
+_LOOK_SECONDS: Final = 30.0
 _WAITING: Final = "waiting for the kernel"
-_SEEN: Final = 5
 _SAID_AGAIN: Final = 30.0
 _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 30.0
+# what is in use or has no room needs a while to change
+_FAILED_PAUSE: Final = 5.0
 # of a kernel that this program itself runs in: not what the new one is to be
 _OWN: Final = ("KERNEL_ID", "KERNEL_POD_NAME", "KERNEL_NAME", "KERNEL_LANGUAGE")
 
@@ -55,7 +58,7 @@ class Verdict(Enum):
     FULL = "full"
     """A limit is reached."""
     AWAY = "away"
-    """The gateway did not answer: the kernel may be starting nevertheless."""
+    """The gateway, or what it needs, is away; if it did not answer at all, the kernel may be starting nevertheless."""
     UNDER_WAY = "under way"
     """An earlier start of the same kernel goes on, of which the gateway did not answer."""
     FAILED = "failed"
@@ -66,13 +69,13 @@ def verdict(answer: Answer, *, may_have_begun: bool = False) -> Verdict:
     """Return what an answer to ``POST /api/kernels`` means; ``may_have_begun`` says that an earlier one may have got lost."""
     if answer.status == 201:
         return Verdict.STARTED
-    if answer.is_away:
+    if answer.is_away or answer.status in (408, 429, 502, 503):
         return Verdict.AWAY
     if answer.status == 403 and answer.retry_after is not None:
         return Verdict.FULL
     if answer.status == 409 and may_have_begun:
         return Verdict.UNDER_WAY
-    return Verdict.FAILED if answer.status in (408, 409, 429, 502, 503, 504) else Verdict.REFUSED
+    return Verdict.FAILED if answer.status in (409, 504) else Verdict.REFUSED
 
 
 def kernel_environment(
@@ -125,7 +128,8 @@ class Starting:
             now, meaning = loop.time(), verdict(answer, may_have_begun=begun)
             if meaning is Verdict.STARTED:
                 return
-            unheard = meaning is Verdict.AWAY and not answer.may_have_arrived
+            # one that says why there is no kernel says nothing about an earlier start
+            unheard = meaning is Verdict.AWAY and (answer.from_gateway or not answer.may_have_arrived)
             self.may_have_begun = (begun and unheard) or meaning is Verdict.UNDER_WAY or (meaning is Verdict.AWAY and not unheard)
             if meaning is Verdict.REFUSED or (meaning is Verdict.FAILED and await self._is_hopeless()):
                 raise GatewayError(await self._refusal(answer), answer)
@@ -137,11 +141,11 @@ class Starting:
                 raise GatewayError(answer.sentence, answer, may_succeed_later=True)
             waiting = meaning is Verdict.UNDER_WAY
             self._say(f"{self._profile}: {_WAITING}" if waiting else f"{answer.sentence} Trying again.", now)
-            pause = _FIRST_PAUSE if waiting else pause
+            pause = _FIRST_PAUSE if waiting else max(pause, _FAILED_PAUSE) if meaning is Verdict.FAILED else pause
             await asyncio.sleep(min(left, max(pause, answer.retry_after or 0)))
             pause = min(pause * 2, _LONGEST_PAUSE)
             # the answer to an earlier request may have been lost, and not the request
-            if self.may_have_begun and (await self._gateway.ask("GET", f"/api/kernels/{self.kernel_id}")).status == 200:
+            if self.may_have_begun and await self._is_there():
                 return
 
     def _left(self, now: float) -> float:
@@ -169,25 +173,27 @@ class Starting:
         """Say what the start waits for, for as long as the gateway is there; return how it is not."""
         loop = asyncio.get_running_loop()
         away_since: float | None = None
-        seen = 0
+        pause, look_at, seen = _STATUS_PAUSE, loop.time() + _LOOK_SECONDS, 0
         while True:
-            await asyncio.sleep(_STATUS_PAUSE)
+            await asyncio.sleep(pause)
             answer = await self._gateway.ask("GET", f"/api/kernels/{self.kernel_id}/status", seconds=10)
             now = loop.time()
             sentence = answer.body.get("sentence") if answer.status == 200 else None
             self.has_status = self.has_status or sentence is not None
-            if isinstance(sentence, str) and sentence:
-                self._say(f"{self._profile}: {sentence}", now)
-            else:
-                self._say(f"{self._profile}: {_WAITING}", now)
-            if (await self._gateway.ask("GET", f"/api/kernels/{self.kernel_id}", seconds=10)).status == 200:
-                # its answer to the start may have got lost, and nobody noticed
-                seen += 1
-                if seen > _SEEN:
-                    return Answer(201)
+            self._say(f"{self._profile}: {sentence or _WAITING}", now)
+            # a gateway that knows nothing of it is not asked every second
+            pause = _STATUS_PAUSE if sentence else min(2 * pause, _LONGEST_STATUS_PAUSE)
             away_since = (away_since or now) if answer.is_away else None
             if away_since is not None and now - away_since > self._patience.away:
                 return answer
+            if now >= look_at:
+                look_at, seen = now + _LOOK_SECONDS, seen + await self._is_there()
+                # the answer to the start may have got lost on its way, which nobody notices
+                if seen > 1:
+                    return Answer(201)
+
+    async def _is_there(self) -> bool:
+        return (await self._gateway.ask("GET", f"/api/kernels/{self.kernel_id}", seconds=10)).status == 200
 
     def _say(self, sentence: str, now: float) -> None:
         """Show a sentence that is new, and one that stays the same from time to time."""

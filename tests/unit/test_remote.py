@@ -87,7 +87,8 @@ def test_what_a_start_sends_along() -> None:
         (Answer(404), Verdict.REFUSED),
         (Answer(500), Verdict.REFUSED),
         (Answer(409), Verdict.FAILED),
-        (Answer(503), Verdict.FAILED),
+        (Answer(503), Verdict.AWAY),
+        (Answer(429), Verdict.AWAY),
         (Answer(504), Verdict.FAILED),
         (Answer(504, from_gateway=False), Verdict.AWAY),
         (Answer(0, from_gateway=False), Verdict.AWAY),
@@ -108,11 +109,14 @@ class Scripted:
     has_kernel: bool = False
     afterwards: dict[str, Any] | None = None
     """What the status is after the last of ``statuses``."""
+    answers_never: bool = False
     said_all: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def post(self, request: web.Request) -> web.StreamResponse:
         self.asked.append(await request.json())
         # a start takes as long as there is something to say about it
+        if self.answers_never:
+            await asyncio.sleep(60)
         if self.statuses:
             await self.said_all.wait()
         status, text, headers = self.answers.pop(0)
@@ -144,7 +148,7 @@ async def scripted(answers: Sequence[Told], **more: Any) -> AsyncIterator[tuple[
     application.router.add_get("/api/kernelspecs", gateway.specs)
     application.router.add_get("/api/kernels/{id}", gateway.get)
     application.router.add_get("/api/kernels/{id}/status", gateway.status)
-    runner = web.AppRunner(application)
+    runner = web.AppRunner(application, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
@@ -161,7 +165,9 @@ async def scripted(answers: Sequence[Told], **more: Any) -> AsyncIterator[tuple[
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(start, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(start, "_FAILED_PAUSE", 0.02)
     monkeypatch.setattr(start, "_STATUS_PAUSE", 0.02)
+    monkeypatch.setattr(start, "_LOOK_SECONDS", 0.1)
 
 
 def said(message: str) -> str:
@@ -173,6 +179,7 @@ CREATED: Told = (201, "{}", {})
 LATE: Told = (504, said("It was not ready within 2 seconds."), {})
 FULL: Told = (403, said("You have 1 of 1."), {"Retry-After": "0"})
 AWAY: Told = (504, HTML, {})
+HUB_AWAY: Told = (503, said("JupyterHub does not answer."), {})
 EXISTS: Told = (409, said("There is a kernel with that id already."), {})
 
 
@@ -187,6 +194,8 @@ EXISTS: Told = (409, said("There is a kernel with that id already."), {})
         # the kernel is there, and the answer that said so got lost
         ([(504, "lost", {})], 1),
         ([(0, "", {}), AWAY, CREATED], 3),
+        ([HUB_AWAY, HUB_AWAY, HUB_AWAY, HUB_AWAY, CREATED], 5),
+        ([AWAY, HUB_AWAY, EXISTS, EXISTS, EXISTS, EXISTS, CREATED], 7),
     ],
 )
 async def test_a_start_that_succeeds_in_the_end(answers: list[Told], requests: int) -> None:
@@ -204,6 +213,8 @@ async def test_a_start_that_succeeds_in_the_end(answers: list[Told], requests: i
         ([LATE, LATE], Patience(retries=1), "It was not ready within 2 seconds.", True, False),
         ([FULL], Patience(limit=0), "You have 1 of 1.", True, False),
         ([AWAY], Patience(away=0), "answers 504", True, True),
+        ([HUB_AWAY], Patience(away=0), "JupyterHub does not answer.", True, False),
+        ([EXISTS, EXISTS], Patience(retries=1), "There is a kernel", True, False),
         ([(403, said("Not for you."), {})], Patience(), "Not for you.", False, False),
         ([(500, said("It cannot start."), {})], Patience(), "It cannot start.", False, False),
         ([(404, said("No."), {})], Patience(), "has no profile 'huge': there are gpu, small.", False, False),
@@ -226,6 +237,13 @@ async def test_what_a_start_waits_for_is_said() -> None:
         await Starting(client, "gpu", {}, Patience(start=60), gateway.told.append).run()
         assert gateway.told == [f"gpu: {text} (0 s)" for text in sentences[:2]]
         assert gateway.asked[0]["env"]["KERNEL_LAUNCH_TIMEOUT"] == "60"
+
+
+async def test_a_start_whose_answer_never_comes() -> None:
+    async with scripted([CREATED], statuses=[{"sentence": "it runs", "hopeless": False}]) as (gateway, client):
+        gateway.afterwards, gateway.has_kernel = gateway.statuses[-1], True
+        gateway.answers_never = True
+        await asyncio.wait_for(Starting(client, "gpu", {}, Patience(), gateway.told.append).run(), 10)
 
 
 async def test_what_is_hopeless_is_not_tried_again() -> None:
