@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", help="another image, where the profile admits it (default: KERNEL_IMAGE)")
     parser.add_argument("--folder", metavar="DIR", help="where the kernel starts, as the pod sees it (default: the notebook's folder)")
     parser.add_argument("--start-timeout", type=_seconds, metavar="SECONDS", help="until the kernel is ready (default: the profile's)")
-    parser.add_argument("--execution-timeout", type=_seconds, metavar="SECONDS", help="for each cell (default: for ever)")
+    parser.add_argument("--execution-timeout", type=_count, metavar="SECONDS", help="for each cell (default: for ever)")
     parser.add_argument(
         "--wait", type=_seconds, default=600.0, metavar="SECONDS", help="for a kernel to end, at the user's limit (default: 600)"
     )

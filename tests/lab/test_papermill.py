@@ -480,6 +480,14 @@ async def test_much_output_and_an_error_that_is_not_shown(schedule: Schedule) ->
     assert outputs(notebook) == ["x" * 4_000_000 + "\nValueError: unseen"]
 
 
+async def test_a_cell_that_takes_too_long(schedule: Schedule) -> None:
+    notebook = schedule.write("endless.ipynb", "print('it runs')\nimport time; time.sleep(600)")
+    run = await schedule.run("elastic-kernels", "run", str(notebook), "--execution-timeout", "1", **ANA)
+    assert run.code == 1, run
+    assert "A cell timed out while it was being executed, after 1 seconds." in run.err.splitlines()[-1]
+    assert outputs(notebook) == ["it runs\n"]
+
+
 async def test_a_cell_that_asks_for_input(schedule: Schedule) -> None:
     notebook = schedule.write("input.ipynb", "input('Name? ')")
     run = await schedule.papermill(notebook, **ANA)

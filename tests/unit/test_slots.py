@@ -71,6 +71,14 @@ def test_exceeded(limits: Limits, others: list[Holder], sentence: str | None) ->
     assert excess is None or "bia" not in excess.sentence
 
 
+def test_who_waits_is_told_to_only_where_it_helps() -> None:
+    held, too_large = (exceeded(limits, MINE, [SMALL, GPU]) for limits in (Limits(per_user=2), Limits(resources={"memory": "1Gi"})))
+    assert held is not None
+    assert too_large is not None
+    assert slots._refusal(held).retry_after
+    assert slots._refusal(replace(too_large, holders=())).retry_after is None
+
+
 def test_a_long_list_is_cut() -> None:
     excess = exceeded(Limits(per_user=9), MINE, [replace(SMALL, order=number) for number in range(9)])
     assert excess is not None
