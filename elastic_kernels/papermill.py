@@ -6,37 +6,31 @@ user's limit for scheduled kernels where that is opened. Everything else (parame
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final
 
 import nbformat
 from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbclient.util import run_sync
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import Engine, NotebookExecutionManager
 from papermill.iorw import papermill_io
 
 from elastic_kernels.errors import ConfigurationError
 from elastic_kernels.remote import start
-from elastic_kernels.remote.client import Call, RemoteKernel, RemoteKernelClient, other_loop
-from elastic_kernels.remote.gateway import Gateway, address
-from elastic_kernels.remote.start import Patience, Starting
-
-log = logging.getLogger(__name__)
+from elastic_kernels.remote.gateway import address
+from elastic_kernels.remote.kernel import running_kernel
+from elastic_kernels.remote.start import Patience
 
 # papermill's own default for start_timeout, with which nobody has asked for anything
 _NOT_ASKED: Final = 60
 # for a client that waits for a connection to come back, nbclient's four seconds are none
 _LAST_OUTPUT_SECONDS: Final = 60.0
-_END_SECONDS: Final = 60.0
-_SHORT_END_SECONDS: Final = 5.0
 
 
 class KernelLostError(DeadKernelError):  # type: ignore[misc]
@@ -93,36 +87,21 @@ class ElasticKernelsEngine(Engine):  # type: ignore[misc]
             notebook=notebook,
             limit_class=options.limit_class,
         )
-        with ended_by_signal(), other_loop() as (loop, call):
-            gateway = call(_gateway(where))
-            starting = call(_starting(gateway, kernel_name, environment, options.patience))
-            client = RemoteKernelClient()
-            client.allow_stdin = False
-            is_ready = False
-            try:
-                call(starting.run())
-                is_ready = True
-                log.info("The kernel %s of %r runs", starting.kernel_id, kernel_name)
-                client.connect(loop, gateway, starting.kernel_id, away_seconds=options.patience.away, tell=log.warning)
-                runner = _Runner(
-                    nb_man,
-                    km=RemoteKernel(gateway, starting.kernel_id, call),
-                    kernel_name=kernel_name,
-                    timeout=execution_timeout or other.pop("timeout", None),
-                    iopub_timeout=int(options.patience.away + _LAST_OUTPUT_SECONDS),
-                    log=logging.getLogger("papermill"),
-                    log_output=log_output,
-                    stdout_file=stdout_file,
-                    stderr_file=stderr_file,
-                    **other,
-                )
-                runner.kc = client
-                runner.run()
-            finally:
-                if is_ready:
-                    client.stop_channels()
-                if starting.may_have_begun:
-                    _end(call, gateway, starting, client if is_ready else None)
+        with running_kernel(where, kernel_name, environment, options.patience) as (client, kernel):
+            runner = _Runner(
+                nb_man,
+                km=kernel,
+                kernel_name=kernel_name,
+                timeout=execution_timeout or other.pop("timeout", None),
+                iopub_timeout=int(options.patience.away + _LAST_OUTPUT_SECONDS),
+                log=logging.getLogger("papermill"),
+                log_output=log_output,
+                stdout_file=stdout_file,
+                stderr_file=stderr_file,
+                **other,
+            )
+            runner.kc = client
+            runner.run()
 
     @classmethod
     def nb_kernel_name(cls, nb: nbformat.NotebookNode, name: str | None = None) -> str:
@@ -144,6 +123,8 @@ class _Runner(PapermillNotebookClient):  # type: ignore[misc]
             raise
         except DeadKernelError as error:
             raise KernelLostError(f"All cells ran, but the end of the last one is missing: {self._why()}.") from error
+        finally:
+            run_sync(_ended)()
 
     def execute_cell(self, cell: nbformat.NotebookNode, cell_index: int, **more: Any) -> Any:
         """Called by papermill for each cell."""
@@ -162,6 +143,14 @@ class _Runner(PapermillNotebookClient):  # type: ignore[misc]
 
     def _why(self) -> str:
         return getattr(self.kc, "lost", None) or "the kernel ended"
+
+
+async def _ended() -> None:
+    """End what nbclient leaves behind on its event loop when a run is cut short: Python complains about it at the end otherwise."""
+    tasks = [task for task in asyncio.all_tasks() if getattr(task.get_coro(), "__qualname__", "").startswith("NotebookClient.")]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _error(name: str, value: str, traceback: str) -> nbformat.NotebookNode:
@@ -188,39 +177,3 @@ def _folder(notebook: str | None) -> str | None:
         return str(here)
     path = began / notebook
     return str(path.resolve().parent) if path.is_file() else None
-
-
-async def _gateway(where: Any) -> Gateway:
-    return Gateway(where)
-
-
-async def _starting(gateway: Gateway, profile: str, environment: Mapping[str, str], patience: Patience) -> Starting:
-    return Starting(gateway, profile, environment, patience, log.info)
-
-
-def _end(call: Call, gateway: Gateway, starting: Starting, client: RemoteKernelClient | None) -> None:
-    """Have the kernel shut down; ``client`` is who spoke with it, None for one that may not be there yet."""
-    if client is None:
-        log.info("Stopping: a kernel that is still being started is shut down as soon as it is there.")
-    # a gateway that was waited for in vain is not waited for again
-    seconds = _END_SECONDS if client is None or client.lost is None else _SHORT_END_SECONDS
-    answer = call(start.end(gateway, starting.kernel_id, starting=starting if client is None else None, seconds=seconds))
-    if answer.status not in (204, 404):
-        log.warning("The kernel %s could not be shut down: %s", starting.kernel_id, answer.sentence)
-
-
-@contextmanager
-def ended_by_signal() -> Iterator[None]:
-    """Let SIGTERM end the run as Ctrl-C does, so that no kernel stays behind; whoever handles it otherwise keeps their way."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-
-    def end(_number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
-
-    signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
