@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
 
 from elastic_kernels import names, quantities, taints
 
@@ -29,6 +29,13 @@ def quantity(value: Any) -> str:
     if amount <= 0:
         raise ValueError(f"{text!r} is not a quantity above zero")
     return text
+
+
+def _request_and_limit(value: Any) -> Any:
+    if isinstance(value, Mapping | BaseModel):
+        return value
+    amount = quantity(value)
+    return {"request": amount, "limit": amount}
 
 
 def _toleration(value: Any) -> Any:
@@ -115,3 +122,21 @@ class Part(BaseModel):
     """What every part of a profile is: unchangeable, and with no field that nobody knows."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True)
+
+
+class Resource(Part):
+    """How much of CPU or memory: one quantity for both, or request and limit apart."""
+
+    request: Quantity | None = None
+    """What the scheduler reserves."""
+    limit: Quantity | None = None
+    """What the container may not exceed."""
+
+    @model_validator(mode="after")
+    def _request_within_limit(self) -> Resource:
+        if self.request and self.limit and quantities.parse(self.request) > quantities.parse(self.limit):
+            raise ValueError(f"the request {self.request!r} is above the limit {self.limit!r}")
+        return self
+
+
+Amounts = Annotated[Resource, BeforeValidator(_request_and_limit, json_schema_input_type=str | int | float | Resource)]

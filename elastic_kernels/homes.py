@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from elastic_kernels import hubnames, nodes
@@ -35,6 +35,8 @@ class Home:
     """The pod that uses it there."""
     terms: tuple[Mapping[str, Any], ...] = ()
     """Where its volume can be, as node selector terms of Kubernetes, any of which will do; none if it can be anywhere."""
+    one_machine: bool = field(default=False, compare=False)
+    """Whether a single machine at a time can mount it."""
 
 
 SCRATCH: Final = Home()
@@ -69,10 +71,10 @@ async def find(client: Client, namespace: str, profile: Profile, user: str, clai
         return _unreachable(profile, f"Your home volume, the claim {name!r}, cannot be used by a kernel beside your server, because {why}.")
     holder = await _holder(client, namespace, name)
     if holder is not None:
-        return Home(name, node=holder["spec"]["nodeName"], holder=holder["metadata"]["name"])
+        return Home(name, node=holder["spec"]["nodeName"], holder=holder["metadata"]["name"], one_machine=True)
     volume = await _look(client, "persistentvolumes", str(claim["spec"].get("volumeName") or ""))
     required = (((volume or {}).get("spec") or {}).get("nodeAffinity") or {}).get("required") or {}
-    return Home(name, terms=tuple(required.get("nodeSelectorTerms") or ()))
+    return Home(name, terms=tuple(required.get("nodeSelectorTerms") or ()), one_machine=True)
 
 
 async def reachable(client: Client, profile: Profile, home: Home, manifest: Mapping[str, Any]) -> Home:

@@ -19,6 +19,8 @@ MANAGER: Final = "elastic-kernels"
 
 DEPLOYMENT: Final = PREFIX + "deployment"
 ENDED: Final = PREFIX + "ended"
+EXECUTOR: Final = PREFIX + "executor"
+EXECUTOR_OF: Final = PREFIX + "executor-of"
 KERNEL_ID: Final = PREFIX + "kernel-id"
 KERNEL_NAME: Final = PREFIX + "kernel-name"
 LAUNCH: Final = PREFIX + "launch"

@@ -20,6 +20,7 @@ from elastic_kernels.mounts import Mount
 from elastic_kernels.profiles import Profile
 from elastic_kernels.record import Record
 from elastic_kernels.request import KernelRequest
+from elastic_kernels.spark import configuration
 
 CONTAINER: Final = "kernel"
 MOUNT_PATH: Final = "/var/run/elastic-kernels"
@@ -57,7 +58,7 @@ class Launch:
 
 def build_pod(profile: Profile, record: Record, request: KernelRequest, launch: Launch, spot: Spot) -> dict[str, Any]:
     """Return the manifest of the pod that runs one start of a kernel."""
-    manifest = {
+    manifest: dict[str, Any] = {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
@@ -77,7 +78,8 @@ def build_pod(profile: Profile, record: Record, request: KernelRequest, launch: 
         },
         "spec": _spec(profile, record, request, launch, spot),
     }
-    return merge(manifest, profile.pod, lists_by_name=True)
+    with_spark = configuration.with_spark(manifest, profile, record, request, launch.home, spot)
+    return merge(with_spark, profile.pod, lists_by_name=True)
 
 
 def _spec(profile: Profile, record: Record, request: KernelRequest, launch: Launch, spot: Spot) -> dict[str, Any]:

@@ -13,13 +13,14 @@ from collections.abc import Collection, Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from elastic_kernels import quantities
 from elastic_kernels.errors import ProfileError
 from elastic_kernels.fields import (
     AbsolutePath,
     AffinityKind,
+    Amounts,
     DnsLabel,
     DnsName,
     EnvironmentName,
@@ -28,41 +29,18 @@ from elastic_kernels.fields import (
     OwnAnnotations,
     OwnLabels,
     Part,
-    Quantity,
     Toleration,
     matching,
-    quantity,
 )
+from elastic_kernels.spark.part import LEAST_DRIVER, Spark
 from elastic_kernels.storage import Home, Packages, Volume
 
 PROXY_CLASS: Final = "elastic_kernels.proxy.ElasticKernelProxy"
 _PACKAGES: Final = ".elastic-kernels/packages"
 
 
-def _request_and_limit(value: Any) -> Any:
-    if isinstance(value, Mapping | BaseModel):
-        return value
-    amount = quantity(value)
-    return {"request": amount, "limit": amount}
-
-
 def _gpu(value: Any) -> Any:
     return {"count": value} if isinstance(value, int) else value
-
-
-class Resource(Part):
-    """How much of CPU or memory: one quantity for both, or request and limit apart."""
-
-    request: Quantity | None = None
-    """What the scheduler reserves."""
-    limit: Quantity | None = None
-    """What the container may not exceed."""
-
-    @model_validator(mode="after")
-    def _request_within_limit(self) -> Resource:
-        if self.request and self.limit and quantities.parse(self.request) > quantities.parse(self.limit):
-            raise ValueError(f"the request {self.request!r} is above the limit {self.limit!r}")
-        return self
 
 
 class Gpu(Part):
@@ -78,9 +56,6 @@ class Gpu(Part):
     """Labels of the nodes that have them."""
     tolerations: tuple[Toleration, ...] = ()
     """Taints of those nodes."""
-
-
-Amounts = Annotated[Resource, BeforeValidator(_request_and_limit, json_schema_input_type=str | int | float | Resource)]
 
 
 class Security(Part):
@@ -140,6 +115,8 @@ class Profile(Part):
     security: Security = Security()
     service_account: DnsName | None = None
     """The pod's service account; its token is mounted only if one is named."""
+    spark: Spark | None = None
+    """Spark, with its driver in the kernel's pod. Default: none."""
     limit_class: DnsLabel = "interactive"
     """Which of a user's limits its kernels count against."""
     limit_classes: tuple[DnsLabel, ...] = ()
@@ -212,6 +189,18 @@ class Profile(Part):
         if self.packages is None:
             return None
         return self.packages.path or (f"{self.home.mount_path}/{_PACKAGES}" if self.home else None)
+
+    @model_validator(mode="after")
+    def _check_spark(self) -> Profile:
+        if self.spark is None:
+            return self
+        if not any("{launchers}" in argument for argument in self.command):
+            raise ValueError("Spark is started by our launchers: the command needs one of them, such as {launchers}/spark.py")
+        if self.service_account is not None:
+            raise ValueError("a pod has one service account: name it in spark.service_account alone")
+        if self.memory and self.memory.limit and quantities.parse(self.memory.limit) < LEAST_DRIVER:
+            raise ValueError(f"memory: {self.memory.limit!r} is too little for a driver of Spark, which needs 1Gi")
+        return self
 
     @model_validator(mode="after")
     def _check_command(self) -> Profile:

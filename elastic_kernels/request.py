@@ -15,6 +15,8 @@ from typing import Final
 
 from elastic_kernels.errors import NotAllowedError, RequestError
 from elastic_kernels.profiles import Profile
+from elastic_kernels.spark import wishes as spark_wishes
+from elastic_kernels.spark.wishes import SparkWishes
 from elastic_kernels.storage import GROUP
 
 # Read elsewhere: identity takes the first, Enterprise Gateway itself the second; the third and fourth are set by Enterprise
@@ -42,6 +44,8 @@ class KernelRequest:
     """Which of the user's limits the kernel counts against: the profile's, or one of those that it lets clients choose."""
     notebook: str = ""
     """The notebook that it is for, as Jupyter Server names it in ``JPY_SESSION_NAME``: to tell a user's kernels apart."""
+    spark: SparkWishes = field(default_factory=SparkWishes)
+    """What it asks of Spark."""
     dropped: tuple[str, ...] = ()
     """Names of variables that the client sent and that had no effect; their values are nobody's business."""
 
@@ -49,7 +53,7 @@ class KernelRequest:
 def parse_request(environment: Mapping[str, str], profile: Profile) -> KernelRequest:
     """Return what ``environment``, the client's own variables, asks of ``profile``.
 
-    Raises RequestError for a value that is malformed and NotAllowedError for an image that the profile does not admit.
+    Raises RequestError for a value that is malformed and NotAllowedError for an image or a setting that the profile does not admit.
     """
     wishes = dict(environment)
     opened = {name: value for name, value in wishes.items() if name not in _KNOWN and _is_open(name, profile)}
@@ -64,6 +68,7 @@ def parse_request(environment: Mapping[str, str], profile: Profile) -> KernelReq
     else:
         limit_class = profile.limit_class
     directory = _directory(wishes.pop("KERNEL_WORKING_DIR", None), profile)
+    spark = _spark(wishes, profile)
     dropped = {name for name in wishes if name not in opened and name not in _KNOWN}
     return KernelRequest(
         image=image or profile.image,
@@ -71,6 +76,7 @@ def parse_request(environment: Mapping[str, str], profile: Profile) -> KernelReq
         working_directory=directory,
         environment=opened,
         limit_class=limit_class,
+        spark=spark,
         notebook=_notebook(wishes.get("JPY_SESSION_NAME")),
         dropped=tuple(sorted(dropped)),
     )
@@ -96,6 +102,14 @@ def launch_timeout(text: str | None) -> float | None:
     if not 0 < seconds < math.inf:
         raise RequestError("KERNEL_LAUNCH_TIMEOUT is not a number of seconds above zero.")
     return seconds
+
+
+def _spark(wishes: dict[str, str], profile: Profile) -> SparkWishes:
+    """Take what is asked of Spark out of the wishes, if the profile has it."""
+    if profile.spark is None:
+        return SparkWishes()
+    settings, session = wishes.pop(spark_wishes.SETTINGS, None), wishes.pop(spark_wishes.SESSION, None)
+    return spark_wishes.parse(settings, session, profile.spark, profile.display_name or profile.name)
 
 
 def _notebook(path: object) -> str:
