@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import elastic_launcher
 
@@ -24,8 +26,8 @@ def main(arguments: list[str]) -> None:
     run_kernel(connection_file)
 
 
-def run_kernel(connection_file: str) -> None:
-    """Run IPython's kernel, in what has been prepared for it, until it is shut down."""
+def run_kernel(connection_file: str, prepare: Callable[[Any], None] = lambda shell: None) -> None:
+    """Run IPython's kernel, in what has been prepared for it, until it is shut down; ``prepare`` is called with its shell before that."""
     try:
         from ipykernel.kernelapp import IPKernelApp
     except ImportError as error:
@@ -35,6 +37,7 @@ def run_kernel(connection_file: str) -> None:
         )
     application = IPKernelApp.instance()
     application.initialize(["-f", connection_file])
+    prepare(application.shell)
     signal.signal(signal.SIGTERM, end_orderly)
     application.start()
 
