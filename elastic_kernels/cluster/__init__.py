@@ -1,7 +1,7 @@
 """The Kubernetes API, as the rest of the gateway sees it. Nothing outside this package talks to it.
 
 ``client`` makes requests, ``informer`` keeps a copy of what is watched, ``reaper`` ends pods, ``sweeper`` finds what nobody will
-end; a ``Cluster`` holds what one gateway process has of them.
+end, ``executors`` ends those of Spark; a ``Cluster`` holds what one gateway process has of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from elastic_kernels import hubnames, names
+from elastic_kernels.cluster import executors
 from elastic_kernels.cluster.client import Client, Object
+from elastic_kernels.cluster.executors import Executors
 from elastic_kernels.cluster.informer import Informer, Key
 from elastic_kernels.cluster.reaper import Ending, Reaper, RecordRef
 from elastic_kernels.cluster.sweeper import Sweeper
@@ -43,6 +45,8 @@ class Cluster:
         self.pods = Informer(client, "pods", self.watched, selectors=selectors)
         self.records = Informer(client, "secrets", self.watched, selectors=selectors, metadata_only=True)
         """The kernels' records, without what is in them."""
+        self.executors = Informer(client, "pods", self.watched, selectors={"labelSelector": executors.selector(deployment)})
+        """The pods of Spark's executors, which are no kernels."""
         self.reaper = Reaper(client, self.pods)
         self.unfinished: set[Callable[[], None]] = set()
         """What undoes each launch that is under way."""
@@ -61,10 +65,13 @@ class Cluster:
         cluster = cls(client, namespace, settings.deployment, settings.user_namespace)
         loop = asyncio.get_running_loop()
         sweeper = Sweeper(cluster.pods, cluster.records, cluster.reaper)
+        superfluous = Executors(client, cluster.pods, cluster.executors)
         cluster._tasks = [
             loop.create_task(cluster.pods.run(), name="watch pods"),
             loop.create_task(cluster.records.run(), name="watch records"),
             loop.create_task(sweeper.run(), name="sweep"),
+            loop.create_task(cluster.executors.run(), name="watch executors"),
+            loop.create_task(superfluous.run(), name="end executors"),
         ]
         log.info("Kernels run in the namespace %r, as the deployment %r", settings.user_namespace or namespace, cluster.deployment)
         return cluster
