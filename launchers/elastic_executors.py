@@ -27,9 +27,12 @@ _NOT_STARTED = ("CreateContainerConfigError", "CreateContainerError", "RunContai
 Pod = Mapping[str, Any]
 
 
-def watch(shell: Any) -> None:
-    """Watch over the cells of IPython's shell; and have an interrupted cell's jobs cancelled, which run on in Java otherwise."""
-    watcher = Watcher(_context, list_executors)
+def watch(shell: Any, log: int) -> None:
+    """Watch over the cells of IPython's shell; and have an interrupted cell's jobs cancelled, which run on in Java otherwise.
+
+    ``log`` is the file descriptor of the pod's log.
+    """
+    watcher = Watcher(_context, list_executors, log)
     shell.events.register("pre_run_cell", lambda _info: watcher.resume())
     shell.events.register("post_run_cell", lambda result: watcher.pause(isinstance(result.error_in_exec, KeyboardInterrupt)))
 
@@ -78,9 +81,10 @@ def list_executors(application: str) -> list[Pod]:
 class Watcher:
     """Looks, in a thread of its own, for as long as a cell runs."""
 
-    def __init__(self, context: Callable[[], Any], executors: Callable[[str], list[Pod]]) -> None:
+    def __init__(self, context: Callable[[], Any], executors: Callable[[str], list[Pod]], log: int) -> None:
         self._context = context
         self._executors = executors
+        self._log = log
         self._running = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -123,14 +127,15 @@ class Watcher:
             except Exception as error:  # nothing that goes wrong here is the cell's concern
                 if str(error) != said:
                     said = str(error)
-                    print(f"elastic-kernels: the executors cannot be looked at: {said}", file=sys.__stderr__, flush=True)
+                    os.write(self._log, f"elastic-kernels: the executors cannot be looked at: {said}\n".encode())
 
 
 def _context() -> Any:
     """Return the Spark context that there is, or None."""
     module = sys.modules.get("pyspark.context")
     context = module.SparkContext._active_spark_context if module else None
-    return context if context is not None and context._jsc is not None else None
+    # one that is being made has none of Java's yet, one that is stopped no more
+    return context if getattr(context, "_jsc", None) is not None else None
 
 
 def _waits(context: Any) -> bool:

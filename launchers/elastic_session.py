@@ -7,7 +7,6 @@ a cell.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -15,11 +14,13 @@ from typing import Any
 import elastic_executors
 
 
-def begin(shell: Any, session: str) -> None:
-    """Prepare IPython's shell for Spark; ``session`` says when there is a session: lazy, eager or none."""
-    # while the kernel captures what is written to 2, a copy of it still is the pod's log
-    starting = Starting(os.dup(2))
-    elastic_executors.watch(shell)
+def begin(shell: Any, session: str, log: int) -> None:
+    """Prepare IPython's shell for Spark; ``session`` says when there is a session: lazy, eager or none.
+
+    ``log`` is the file descriptor that Spark's driver writes to.
+    """
+    starting = Starting(log)
+    elastic_executors.watch(shell, log)
     if session == "none":
         return
 
@@ -40,7 +41,6 @@ class Starting:
     """The start of one session: begun by whoever comes first, awaited by all, and begun again after it failed."""
 
     def __init__(self, log: int) -> None:
-        """``log`` is the file descriptor that Spark's driver writes to."""
         self._log = log
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None

@@ -40,7 +40,9 @@ def main(arguments: list[str]) -> None:
     packages = elastic_launcher.enter_packages()
     ensure_spark()
     configure({**settings, **on_executors(packages, settings)}, settings.get("spark.pyspark.python", interpreter))
-    python.run_kernel(connection_file, lambda shell: elastic_session.begin(shell, session))
+    # the kernel captures what is written to 2; a copy from before that still is the pod's log
+    log = os.dup(2)
+    python.run_kernel(connection_file, lambda shell: elastic_session.begin(shell, session, log))
 
 
 def ensure_spark() -> None:

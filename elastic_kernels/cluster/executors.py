@@ -20,7 +20,6 @@ log = logging.getLogger(__name__)
 
 READABLE_FOR: Final = 60.0
 _INTERVAL: Final = 1.0
-_GRACE: Final = 1
 
 
 def selector(deployment: str) -> str:
@@ -55,7 +54,7 @@ class Executors:
         ended = {item["metadata"]["uid"] for item in present if status.has_ended(item)}
         self._ended_since = {uid: self._ended_since.get(uid, now) for uid in ended}
         # a driver that is not seen may merely not have been seen yet
-        due = {uid for uid in alone if uid in self._alone} | {uid for uid, since in self._ended_since.items() if now - since >= READABLE_FOR}
+        due = (alone & self._alone) | {uid for uid, since in self._ended_since.items() if now - since >= READABLE_FOR}
         self._alone = alone
         return [item for item in present if item["metadata"]["uid"] in due]
 
@@ -68,8 +67,10 @@ class Executors:
     async def _delete(self, executor: Object) -> None:
         metadata = executor["metadata"]
         name = f"{metadata['namespace']}/{metadata['name']}"
+        # a container that never ran needs no time to end, and its kubelet takes its own to say so
+        grace = 0 if (executor.get("status") or {}).get("phase") == "Pending" else 1
         try:
-            await self._client.delete("pods", metadata["namespace"], metadata["name"], grace=_GRACE, uid=metadata["uid"])
+            await self._client.delete("pods", metadata["namespace"], metadata["name"], grace=grace, uid=metadata["uid"])
             log.info("The executor %s of %s is deleted", name, metadata["labels"][names.EXECUTOR_OF])
         except (ClusterError, ClusterAwayError) as error:
             log.warning("Deleting the executor %s: %s (%s); it is tried again", name, error, error.detail)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.cluster.conftest import connected
 from tests.conftest import Backend, gateway_on, profile
 from tests.gateway import Gateway, until
 
+LOG = logging.getLogger(__name__)
 IMAGE = "elastic-kernels/kernel-spark:dev"
 RIGHTS = Path(__file__).parents[2] / "docker" / "kernel-spark" / "driver.yaml"
 JOB_SECONDS = 150.0
@@ -31,6 +33,18 @@ def host(_):
     time.sleep(0.5)
     return socket.gethostname()
 print(*sorted(set(sc.parallelize(range(16), 16).map(host).collect())))
+"""
+
+
+KILL = """
+import os, pathlib, signal
+# all of the container's processes, Java first
+for path in sorted(pathlib.Path('/proc').glob('[0-9]*/cmdline'), key=lambda path: b'java' not in path.read_bytes()):
+    pid = int(path.parent.name)
+    if pid != os.getpid() and path.read_bytes():
+        try: os.kill(pid, signal.SIGKILL)
+        except OSError: pass
+os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
@@ -63,10 +77,11 @@ async def gateway(backend: Backend, tmp_path_factory: pytest.TempPathFactory) ->
     }
     async with gateway_on(backend, tmp_path_factory.mktemp("gateway"), profiles) as running:
         yield running
-    assert not await executors(backend)
+        # where nobody is left to end them, they end with their drivers all the same, in the cluster's own time
+        await until(lambda: gone(backend), "the last executors to go", seconds=GONE_SECONDS)
 
 
-async def executors(backend: Backend, **phase: str) -> list[Object]:
+async def executors(backend: Backend) -> list[Object]:
     return list((await backend.api.list("pods", backend.namespace, labelSelector="spark-role=executor"))["items"])
 
 
@@ -88,8 +103,139 @@ async def test_a_job_runs_on_two_executors_in_other_pods_on_the_spot_node(backen
     begin = time.monotonic()
     await gateway.stop(kernel)
     await until(lambda: gone(backend), "the executors to go", seconds=GONE_SECONDS)
-    print(f"executors gone after {time.monotonic() - begin:.1f} s")
+    LOG.info("executors gone after %.1f s", time.monotonic() - begin)
 
 
 async def gone(backend: Backend) -> bool:
     return not await executors(backend)
+
+
+async def test_a_driver_that_is_killed_takes_its_executors_with_it(backend: Backend, gateway: Gateway) -> None:
+    kernel = await gateway.start("spark")
+    async with gateway.channels(kernel) as channels:
+        assert (await channels.execute(HOSTS, seconds=JOB_SECONDS)).status == "ok"
+        begun_with = {item["metadata"]["uid"] for item in await executors(backend)}
+        assert len(begun_with) == 2
+        # as when the kernel's machine runs out of memory: neither the kernel nor Java gets to say anything
+        await channels.send("shell", "execute_request", {"code": KILL, "silent": False})
+        begin = time.monotonic()
+
+        async def all_gone() -> bool:
+            return begun_with.isdisjoint({item["metadata"]["uid"] for item in await executors(backend)})
+
+        await until(all_gone, "the executors to go", seconds=GONE_SECONDS)
+        LOG.info("executors of a killed driver gone after %.1f s", time.monotonic() - begin)
+    await gateway.stop(kernel)
+
+
+@pytest.mark.parametrize("session", ["lazy", "eager", "none"])
+async def test_when_there_is_a_session(backend: Backend, gateway: Gateway, session: str) -> None:
+    kernel = await gateway.start("spark", KERNEL_SPARK_SESSION=session)
+    java = "import pathlib; print(any(b'SparkSubmit' in p.read_bytes() for p in pathlib.Path('/proc').glob('[0-9]*/cmdline')))"
+    async with gateway.channels(kernel) as channels:
+        # completing is no use of it
+        await channels.send("shell", "complete_request", {"code": "spark.", "cursor_pos": 6})
+        await until(lambda: running(channels, java, session == "eager"), f"a session that is {session}")
+        if session == "none":
+            assert (await channels.execute("spark")).content["ename"] == "NameError"
+            await channels.execute("from pyspark.sql import SparkSession; spark = SparkSession.builder.getOrCreate()", seconds=JOB_SECONDS)
+        reply = await channels.execute(
+            "from pyspark.sql import SparkSession\n"
+            "print(isinstance(spark, SparkSession), SparkSession.getActiveSession() is not None)\n"
+            "print(spark.conf.get('spark.kubernetes.namespace'))",
+            seconds=JOB_SECONDS,
+        )
+        assert reply.text == f"True True\n{backend.namespace}\n", reply
+    await gateway.stop(kernel)
+
+
+async def running(channels: Any, code: str, expected: bool) -> bool:
+    return bool((await channels.execute(code)).text == f"{expected}\n")
+
+
+async def test_a_driver_may_create_pods_and_nothing_else(backend: Backend, gateway: Gateway) -> None:
+    """What someone tries from inside a kernel, with the token that lies there."""
+    kernel, other = await asyncio.gather(gateway.start("spark"), gateway.start("small"))
+    (others,) = await backend.pods(other)
+    record = others["metadata"]["ownerReferences"][0]["name"]
+    pods, secrets = f"/api/v1/namespaces/{backend.namespace}/pods", f"/api/v1/namespaces/{backend.namespace}/secrets"
+    name = others["metadata"]["name"]
+    attempts = [
+        ("GET", secrets), ("GET", f"{secrets}/{record}"), ("DELETE", f"{secrets}/{record}"), ("POST", secrets),
+        ("DELETE", f"{pods}/{name}"), ("DELETE", pods), ("PATCH", f"{pods}/{name}"), ("PUT", f"{pods}/{name}"),
+        ("GET", f"{pods}/{name}/log"), ("POST", f"{pods}/{name}/exec?command=id&stdout=1"), ("POST", f"{pods}/{name}/eviction"),
+        ("GET", f"/api/v1/namespaces/{backend.namespace}/configmaps"), ("GET", f"/api/v1/namespaces/{backend.namespace}/services"),
+        ("GET", "/api/v1/namespaces/default/pods"), ("POST", "/api/v1/namespaces/default/pods"), ("GET", "/api/v1/secrets"),
+        ("POST", f"/api/v1/namespaces/{backend.namespace}/serviceaccounts/default/token"), ("GET", "/api/v1/nodes"),
+    ]  # fmt: skip
+    answers = json.loads(await gateway.run(kernel, TRY.format(attempts=[*attempts, ("GET", pods)])))
+    assert dict(zip([" ".join(attempt) for attempt in attempts], answers, strict=False)) == {" ".join(attempt): 403 for attempt in attempts}
+    assert answers[-1] == 200
+    assert (await backend.api.get("pods", backend.namespace, name) or {})["status"]["phase"] == "Running"
+    await asyncio.gather(gateway.stop(kernel), gateway.stop(other))
+
+
+TRY = """
+import json, os, ssl, urllib.error, urllib.request
+account = '/var/run/secrets/kubernetes.io/serviceaccount/'
+context = ssl.create_default_context(cafile=account + 'ca.crt')
+def attempt(method, path):
+    headers = {{'Authorization': 'Bearer ' + open(account + 'token').read(), 'Content-Type': 'application/json'}}
+    if method == 'PATCH':
+        headers['Content-Type'] = 'application/merge-patch+json'
+    url = 'https://' + os.environ['KUBERNETES_SERVICE_HOST'] + path
+    body = b'{{}}' if method in ('POST', 'PUT', 'PATCH') else None
+    try:
+        return urllib.request.urlopen(urllib.request.Request(url, body, headers, method=method), context=context).status
+    except urllib.error.HTTPError as error:
+        return error.code
+print(json.dumps([attempt(*each) for each in {attempts}]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "status", "sentence"),
+    [
+        ("spark.sql.shuffle.partitions=3", 201, ""),
+        ("spark.kubernetes.executor.podTemplateFile=/tmp/x", 403, "The Spark setting 'spark.kubernetes.executor.podTemplateFile' is not"),
+        ("spark.dynamicAllocation.maxExecutors=3", 403, "asks for 3, and 'spark' has 2 executors at most."),
+        ("spark.executor.memory=2g", 403, "asks for 2g, and an executor of 'spark' has 544m: its 800m, less 256m for what is no heap."),
+        ("spark.executor.cores=2", 403, "asks for 2, and 'spark' has 1 cores for each executor."),
+        ("nonsense", 400, "KERNEL_SPARK_SETTINGS is not a list of settings: write spark.a=b spark.c=d, or a JSON mapping of texts."),
+    ],
+)
+async def test_what_a_client_may_set(gateway: Gateway, settings: str, status: int, sentence: str) -> None:
+    if status == 201:
+        kernel = await gateway.start("spark", KERNEL_SPARK_SETTINGS=settings)
+        async with gateway.channels(kernel) as channels:
+            reply = await channels.execute("print(spark.conf.get('spark.sql.shuffle.partitions'))", seconds=JOB_SECONDS)
+        assert reply.text == "3\n"
+        await gateway.stop(kernel)
+    else:
+        said = await gateway.refused("spark", KERNEL_SPARK_SETTINGS=settings)
+        assert said[0] == status
+        assert sentence in said[1]
+
+
+async def test_an_image_that_executors_cannot_have_is_said_in_the_cell(backend: Backend, gateway: Gateway) -> None:
+    kernel = await gateway.start("no-image")
+    async with gateway.channels(kernel) as channels:
+        reply = await channels.execute("sc.parallelize(range(4), 2).sum()", seconds=JOB_SECONDS)
+        assert reply.status == "error"
+        assert "its executors cannot start: their image 'localhost/elastic-kernels/missing:1' cannot be pulled" in reply.content["evalue"]
+        assert "Spark waits for executors: their image 'localhost/elastic-kernels/missing:1' cannot be pulled" in reply.text
+    await gateway.stop(kernel)
+    await until(lambda: gone(backend), "the executors to go", seconds=GONE_SECONDS)
+
+
+async def test_an_interrupt_ends_the_job_and_not_the_session(gateway: Gateway) -> None:
+    kernel = await gateway.start("spark")
+    async with gateway.channels(kernel) as channels:
+        await channels.execute("sc.parallelize(range(2), 2).sum()", seconds=JOB_SECONDS)
+        cell = await channels.begin("import time\nsc.parallelize(range(2), 2).map(lambda _: time.sleep(600)).count()")
+        await asyncio.sleep(2)  # so that tasks are under way
+        await gateway.request("POST", f"/api/kernels/{kernel}/interrupt")
+        assert (await asyncio.wait_for(channels.finish(cell), 3)).content["ename"] == "KeyboardInterrupt"
+        reply = await channels.execute("print(sc.parallelize(range(4), 2).sum(), len(sc.statusTracker().getActiveJobsIds()))", seconds=30)
+        assert reply.text == "6 0\n", reply
+    await gateway.stop(kernel)
