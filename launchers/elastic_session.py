@@ -1,8 +1,8 @@
 """The names ``spark`` and ``sc`` of a Python kernel: they stand for a session from the start, and start it when they are used.
 
-A use is any attribute, or showing one of them; completing ``spark.`` is none. The session is made in a thread of its own, so that
-an interrupt ends the waiting and leaves no half-made Java process behind. What Spark's driver says goes to the pod's log, not into
-a cell.
+A use is any attribute, in a cell or in a thread that one began; completing ``spark.`` between cells is none. The session is made in
+a thread of its own, so that an interrupt ends the waiting and leaves no half-made Java process behind. What Spark's driver says goes
+to the pod's log, not into a cell.
 """
 
 from __future__ import annotations
@@ -31,7 +31,14 @@ def begin(shell: Any, session: str, log: int) -> None:
         shell.user_ns.update({name: value for name, value in real.items() if type(shell.user_ns.get(name)) is Lazy})
         return made
 
-    lazy = {"spark": Lazy(used, _session_class), "sc": Lazy(lambda: used().sparkContext, _context_class)}
+    executing = threading.Event()
+    shell.events.register("pre_execute", executing.set)
+    shell.events.register("post_execute", executing.clear)
+
+    def is_use() -> bool:
+        return executing.is_set() or threading.current_thread() is not threading.main_thread()
+
+    lazy = {"spark": Lazy(used, _session_class, is_use), "sc": Lazy(lambda: used().sparkContext, _context_class, is_use)}
     shell.push(lazy, interactive=False)
     if session == "eager":
         starting.begin()
@@ -73,11 +80,13 @@ class Starting:
 
 
 class Lazy:
-    """Stands for an object that is made when it is used."""
+    """Stands for an object that is made when it is used; to who merely looks it is as its class is."""
 
-    def __init__(self, make: Callable[[], Any], kind: Callable[[], Any]) -> None:
+    def __init__(self, make: Callable[[], Any], kind: Callable[[], Any], is_use: Callable[[], bool]) -> None:
+        """``make`` returns the object, ``kind`` its class; ``is_use`` tells whether looking at it now is a use."""
         object.__setattr__(self, "_elastic_make", make)
         object.__setattr__(self, "_elastic_kind", kind)
+        object.__setattr__(self, "_elastic_is_use", is_use)
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
@@ -88,12 +97,15 @@ class Lazy:
         return dir(object.__getattribute__(self, "_elastic_kind")())
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(object.__getattribute__(self, "_elastic_make")(), name)
+        is_use = object.__getattribute__(self, "_elastic_is_use")()
+        return getattr(object.__getattribute__(self, "_elastic_make" if is_use else "_elastic_kind")(), name)
 
     def __setattr__(self, name: str, value: object) -> None:
         setattr(object.__getattribute__(self, "_elastic_make")(), name, value)
 
     def __repr__(self) -> str:
+        if not object.__getattribute__(self, "_elastic_is_use")():
+            return object.__repr__(self)
         return repr(object.__getattribute__(self, "_elastic_make")())
 
 

@@ -141,11 +141,11 @@ async def test_when_there_is_a_session(backend: Backend, gateway: Gateway, sessi
             await channels.execute("from pyspark.sql import SparkSession; spark = SparkSession.builder.getOrCreate()", seconds=JOB_SECONDS)
         reply = await channels.execute(
             "from pyspark.sql import SparkSession\n"
-            "print(isinstance(spark, SparkSession), SparkSession.getActiveSession() is not None)\n"
-            "print(spark.conf.get('spark.kubernetes.namespace'))",
+            "print(spark.conf.get('spark.kubernetes.namespace'))\n"
+            "print(isinstance(spark, SparkSession), SparkSession.getActiveSession() is not None)",
             seconds=JOB_SECONDS,
         )
-        assert reply.text == f"True True\n{backend.namespace}\n", reply
+        assert reply.text == f"{backend.namespace}\nTrue True\n", reply
     await gateway.stop(kernel)
 
 
