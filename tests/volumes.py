@@ -9,7 +9,7 @@ from typing import Any
 from elastic_kernels import hubnames
 from elastic_kernels.cluster import Object
 from tests.conftest import KERNEL_IMAGE, Backend
-from tests.gateway import Gateway, until
+from tests.gateway import SECONDS, Gateway, until
 
 IDENTITY = {"ELASTIC_KERNELS_IDENTITY": "header", "ELASTIC_KERNELS_TRUSTED_PROXIES": "127.0.0.1"}
 
@@ -144,8 +144,8 @@ async def kernel(gateway: Gateway, user: str, name: str, **environment: str) -> 
     try:
         async with gateway.channels(body["id"], headers=as_user(user)) as channels:
 
-            async def run(code: str) -> str:
-                reply = await channels.execute(code)
+            async def run(code: str, seconds: float = SECONDS) -> str:
+                reply = await channels.execute(code, seconds=seconds)
                 assert reply.status == "ok", reply
                 return str(reply.text)
 
@@ -166,6 +166,23 @@ def write(place: str, path: str, text: str) -> str:
     """Return a cell that writes a file below one of the places."""
     found = f"import os; p = os.path.join(os.environ[{place!r}], {path!r})"
     return f"{found}; os.makedirs(os.path.dirname(p), exist_ok=True); open(p, 'w').write({text!r})"
+
+
+def wheel(name: str, version: str, text: str) -> str:
+    """Return a cell that makes a wheel of one module in the folder of the variable H."""
+    stem = f"{name}-{version}"
+    parts = {
+        f"{name}.py": text,
+        f"{stem}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{stem}.dist-info/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{stem}.dist-info/RECORD": "",
+    }
+    return (
+        "import os, zipfile\n"
+        f"with zipfile.ZipFile(os.environ['H'] + '/{stem}-py3-none-any.whl', 'w') as made:\n"
+        f"    for path, text in {parts!r}.items():\n"
+        "        made.writestr(path, text)"
+    )
 
 
 def files(place: str) -> str:

@@ -36,6 +36,11 @@ _TEMPLATE: Final = "executor.json"
 _CONTAINER: Final = "executor"
 _GRACE: Final = 3
 _RECORD: Final = "record"
+# What was on a machine that does not answer is computed elsewhere, and sooner than a kernel is given up, which nobody can replace.
+_LOST: Final = tuple(
+    {"key": f"node.kubernetes.io/{condition}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30}
+    for condition in ("not-ready", "unreachable")
+)
 # The JVM's part of the pod's memory: in Python the rest is the kernel's, in Scala the JVM is the kernel.
 _DRIVER_SHARE: Final = {"python": 0.5, "scala": 0.7}
 
@@ -157,7 +162,7 @@ def _template(manifest: Mapping[str, Any], profile: Profile, record: Record, hom
             "terminationGracePeriodSeconds": _GRACE,
             **{name: spec[name] for name in ("priorityClassName", "imagePullSecrets", "securityContext") if name in spec},
             "nodeSelector": {**executors.node_selector, **({key: value} if executors.spot else {})},
-            "tolerations": [*executors.tolerations, *([taints.toleration(spot.taint)] if executors.spot else [])],
+            "tolerations": [*executors.tolerations, *([taints.toleration(spot.taint)] if executors.spot else []), *_LOST],
             "containers": [
                 {
                     "name": _CONTAINER,

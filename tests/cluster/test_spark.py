@@ -7,35 +7,15 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from kubernetes.aio import client
 
-from elastic_kernels.cluster import Object
-from elastic_kernels.profiles import Profile
-from tests.cluster.conftest import connected
+from tests.cluster.spark import GONE_SECONDS, HOSTS, JOB_SECONDS, executors, gone, grant, spark_profile
 from tests.conftest import Backend, gateway_on, profile
 from tests.gateway import Gateway, until
 
 LOG = logging.getLogger(__name__)
-IMAGE = "elastic-kernels/kernel-spark:dev"
-RIGHTS = Path(__file__).parents[2] / "docker" / "kernel-spark" / "driver.yaml"
-JOB_SECONDS = 150.0
-GONE_SECONDS = 10.0
-COMMAND = ["python", "{launchers}/spark.py", "{connection_file}"]
-# on both executors, because each task takes a while and there are more of them than one can run
-HOSTS = """
-def host(_):
-    import socket, time
-    time.sleep(0.5)
-    return socket.gethostname()
-print(*sorted(set(sc.parallelize(range(16), 16).map(host).collect())))
-"""
-
-
 KILL = """
 import os, pathlib, signal
 # all of the container's processes, Java first
@@ -46,24 +26,6 @@ for path in sorted(pathlib.Path('/proc').glob('[0-9]*/cmdline'), key=lambda path
         except OSError: pass
 os.kill(os.getpid(), signal.SIGKILL)
 """
-
-
-def spark_profile(name: str, *, executors: dict[str, Any] | None = None, spark: dict[str, Any] | None = None, **fields: Any) -> Profile:
-    small = {"max": 2, "cpu": {"request": "50m", "limit": 1}, "memory": "800Mi", "spot": True, **(executors or {})}
-    return profile(name, image=IMAGE, command=COMMAND, memory="1Gi", spark={"executors": small, **(spark or {})}, **fields)
-
-
-async def grant(kubeconfig: Path, namespace: str) -> None:
-    """Do what the README says: apply the drivers' rights."""
-    async with connected(kubeconfig) as core:
-        rbac = client.RbacAuthorizationV1Api(core.api_client)
-        create = {
-            "ServiceAccount": core.create_namespaced_service_account,
-            "Role": rbac.create_namespaced_role,
-            "RoleBinding": rbac.create_namespaced_role_binding,
-        }
-        for document in yaml.safe_load_all(RIGHTS.read_text()):
-            await create[document["kind"]](namespace, document)
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +41,6 @@ async def gateway(backend: Backend, tmp_path_factory: pytest.TempPathFactory) ->
         yield running
         # where nobody is left to end them, they end with their drivers all the same, in the cluster's own time
         await until(lambda: gone(backend), "the last executors to go", seconds=GONE_SECONDS)
-
-
-async def executors(backend: Backend) -> list[Object]:
-    return list((await backend.api.list("pods", backend.namespace, labelSelector="spark-role=executor"))["items"])
 
 
 async def test_a_job_runs_on_two_executors_in_other_pods_on_the_spot_node(backend: Backend, gateway: Gateway) -> None:
@@ -104,10 +62,6 @@ async def test_a_job_runs_on_two_executors_in_other_pods_on_the_spot_node(backen
     await gateway.stop(kernel)
     await until(lambda: gone(backend), "the executors to go", seconds=GONE_SECONDS)
     LOG.info("executors gone after %.1f s", time.monotonic() - begin)
-
-
-async def gone(backend: Backend) -> bool:
-    return not await executors(backend)
 
 
 async def test_a_driver_that_is_killed_takes_its_executors_with_it(backend: Backend, gateway: Gateway) -> None:
@@ -238,4 +192,21 @@ async def test_an_interrupt_ends_the_job_and_not_the_session(gateway: Gateway) -
         assert (await asyncio.wait_for(channels.finish(cell), 3)).content["ename"] == "KeyboardInterrupt"
         reply = await channels.execute("print(sc.parallelize(range(4), 2).sum(), len(sc.statusTracker().getActiveJobsIds()))", seconds=30)
         assert reply.text == "6 0\n", reply
+    await gateway.stop(kernel)
+
+
+async def test_a_job_outlives_an_executor_that_is_taken_away(backend: Backend, gateway: Gateway) -> None:
+    """What becomes of a spot machine's executors when it is reclaimed: their pods are gone from one moment to the next."""
+    kernel = await gateway.start("spark")
+    async with gateway.channels(kernel) as channels:
+        await channels.execute(HOSTS, seconds=JOB_SECONDS)
+        cell = await channels.begin("import time\nprint(sc.parallelize(range(40), 40).map(lambda n: time.sleep(1) or n).sum())")
+        await asyncio.sleep(3)  # so that tasks are under way
+        lost = (await executors(backend))[0]["metadata"]
+        await backend.api.delete("pods", backend.namespace, lost["name"], grace=0)
+        reply = await asyncio.wait_for(channels.finish(cell), JOB_SECONDS)
+        assert reply.status == "ok", reply
+        assert "780\n" in reply.text
+        assert lost["name"] not in [item["metadata"]["name"] for item in await executors(backend)]
+        assert len(await executors(backend)) == 2, "the lost one was replaced"
     await gateway.stop(kernel)

@@ -10,7 +10,7 @@ import pytest
 from elastic_kernels.profiles import Profile
 from tests.conftest import Backend, gateway_on, profile
 from tests.gateway import PLUGGED_IN, Gateway
-from tests.volumes import IDENTITY, as_user, claim, files, kernel, refused, release, write
+from tests.volumes import IDENTITY, as_user, claim, files, kernel, refused, release, wheel, write
 
 TEAMS = {"name": "teams", "mount_path": "/teams/{group}", "claim": "efs", "sub_path": "teams/{group}", "make_sub_path": True}
 OWN = {"name": "own", "mount_path": "/own", "claim": "efs", "sub_path": "users/{username}", "make_sub_path": True}
@@ -43,23 +43,6 @@ async def gateway(backend: Backend, tmp_path_factory: pytest.TempPathFactory) ->
     async with gateway_on(backend, directory, PROFILES, environment=IDENTITY, configuration=PLUGGED_IN) as running:
         yield running
     await release(backend, "efs", "claim-ana", "claim-zoe")
-
-
-def wheel(name: str, version: str, text: str) -> str:
-    """Return a cell that makes a wheel of one module in the home folder."""
-    stem = f"{name}-{version}"
-    parts = {
-        f"{name}.py": text,
-        f"{stem}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
-        f"{stem}.dist-info/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{stem}.dist-info/RECORD": "",
-    }
-    return (
-        "import os, zipfile\n"
-        f"with zipfile.ZipFile(os.environ['H'] + '/{stem}-py3-none-any.whl', 'w') as made:\n"
-        f"    for path, text in {parts!r}.items():\n"
-        "        made.writestr(path, text)"
-    )
 
 
 async def test_a_folder_for_each_group_and_for_each_user(gateway: Gateway) -> None:

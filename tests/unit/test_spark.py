@@ -120,6 +120,8 @@ def test_the_template_of_the_executors() -> None:
             "tolerations": [
                 {"key": "team", "operator": "Equal", "value": "x", "effect": "NoSchedule"},
                 {"key": "elastic-kernels/capacity", "operator": "Equal", "value": "spot", "effect": "NoSchedule"},
+                {"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30},
+                {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30},
             ],
             "containers": [
                 {

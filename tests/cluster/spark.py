@@ -1,0 +1,55 @@
+"""What the tests of Spark have in common: small executors on the spot node, the drivers' rights, jobs that need two executors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from kubernetes.aio import client
+
+from elastic_kernels.cluster import Object
+from elastic_kernels.profiles import Profile
+from tests.cluster.conftest import connected
+from tests.conftest import Backend, profile
+
+IMAGE = "elastic-kernels/kernel-spark:dev"
+RIGHTS = Path(__file__).parents[2] / "docker" / "kernel-spark" / "driver.yaml"
+JOB_SECONDS = 150.0
+GONE_SECONDS = 10.0
+COMMAND = ["python", "{launchers}/spark.py", "{connection_file}"]
+# on both executors, because each task takes a while and there are more of them than one can run
+HOSTS = """
+def host(_):
+    import socket, time
+    time.sleep(0.5)
+    return socket.gethostname()
+print(*sorted(set(sc.parallelize(range(16), 16).map(host).collect())))
+"""
+
+
+def spark_profile(name: str, *, executors: dict[str, Any] | None = None, spark: dict[str, Any] | None = None, **fields: Any) -> Profile:
+    small = {"max": 2, "cpu": {"request": "50m", "limit": 1}, "memory": "800Mi", "spot": True, **(executors or {})}
+    return profile(name, image=IMAGE, command=COMMAND, memory="1Gi", spark={"executors": small, **(spark or {})}, **fields)
+
+
+async def grant(kubeconfig: Path, namespace: str) -> None:
+    """Do what the README says: apply the drivers' rights."""
+    async with connected(kubeconfig) as core:
+        rbac = client.RbacAuthorizationV1Api(core.api_client)
+        create = {
+            "ServiceAccount": core.create_namespaced_service_account,
+            "Role": rbac.create_namespaced_role,
+            "RoleBinding": rbac.create_namespaced_role_binding,
+        }
+        for document in yaml.safe_load_all(RIGHTS.read_text()):
+            await create[document["kind"]](namespace, document)
+
+
+async def executors(backend: Backend, namespace: str = "") -> list[Object]:
+    """Return the executors' pods."""
+    return list((await backend.api.list("pods", namespace or backend.namespace, labelSelector="spark-role=executor"))["items"])
+
+
+async def gone(backend: Backend, namespace: str = "") -> bool:
+    return not await executors(backend, namespace)
