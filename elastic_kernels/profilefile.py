@@ -26,6 +26,8 @@ from elastic_kernels.merge import merge
 from elastic_kernels.profiles import Profile, parse_profile
 
 _SECTIONS = ("common", "parts", "profiles")
+# what several places say something of: none of them need say all that is required
+_COMPOSED = ("Gpu", "NewClaim", "Spark", "Executors")
 
 
 def load(path: Path) -> dict[str, Profile]:
@@ -70,6 +72,8 @@ def json_schema() -> dict[str, Any]:
     """Return the JSON schema of such a file, for editors that complete and check YAML."""
     profile = Profile.model_json_schema(ref_template="#/$defs/{model}")
     definitions = profile.pop("$defs", {})
+    for name in _COMPOSED:
+        definitions[name].pop("required", None)
     properties = {key: value for key, value in profile["properties"].items() if key != "name"}
     partial = {"type": "object", "properties": properties, "additionalProperties": False}
     extends = {"type": "array", "items": {"type": "string"}, "description": "Names of parts, merged in this order."}

@@ -65,9 +65,8 @@ async def test_what_pip_installs_reaches_executors_at_once_and_in_the_next_kerne
         await run(wheel("lasting", "1.0", "word = 'installed'"))
         assert "Successfully installed lasting-1.0" in await run("%pip install --no-index --find-links $H lasting")
         assert await run(FOUND.format(module="lasting"), JOB_SECONDS) == "2 installed\n"
-        await run(
-            "import os; os.makedirs('/team/packages', exist_ok=True); open('/team/packages/ours.py', 'w').write(\"word = 'the team'\")"
-        )
+        await run("import os; os.makedirs('/team/packages', exist_ok=True)")
+        await run("open('/team/packages/ours.py', 'w').write('word = \"the team\"')")
     async with kernel(gateway, "ana", "home") as run:
         assert await run(FOUND.format(module="lasting"), JOB_SECONDS) == "2 installed\n"
         assert await run(FOUND.format(module="ours"), JOB_SECONDS) == "2 the team\n"

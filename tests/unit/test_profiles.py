@@ -52,11 +52,14 @@ def shipped() -> str:
 
 def test_the_shipped_profiles() -> None:
     profiles = profilefile.loads(shipped(), "profiles.yaml")
-    assert list(profiles) == ["python-small", "python-large", "python-gpu", "python-spot"]
+    assert list(profiles) == ["python-small", "python-large", "python-gpu", "python-spot", "spark-python", "spark-python-spot"]
     gpu = profiles["python-gpu"].gpu
     assert gpu is not None
     assert (gpu.count, gpu.resource) == (1, "nvidia.com/gpu")
     assert profiles["python-spot"].spot
+    spark = profiles["spark-python-spot"].spark
+    assert spark is not None
+    assert (spark.executors.spot, spark.executors.max, profiles["spark-python-spot"].spot) == (True, 8, False)
     for name, profile in profiles.items():
         assert from_kernelspec(name, to_kernelspec(profile)) == profile
 

@@ -1,0 +1,154 @@
+"""What the launcher of Spark does before and beside Spark: its files, the names that stand for a session, why executors do not come."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import elastic_executors
+import elastic_session
+import pytest
+import spark
+
+
+def test_settings_are_written_for_java() -> None:
+    settings = {"spark.b": "a\\b", "spark.a": "x y\n\tz", "spark.c": "ü=#!:"}
+    assert spark.properties(settings) == "spark.a=x y\\n\\tz\nspark.b=a\\\\b\nspark.c=ü=#!:\n"
+
+
+def test_settings_come_over_those_of_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "spark-defaults.conf").write_text("spark.a 1\nspark.b 2\n")
+    monkeypatch.setenv("SPARK_CONF_DIR", str(tmp_path))
+    monkeypatch.setenv("PYSPARK_SUBMIT_ARGS", "--verbose pyspark-shell")
+    monkeypatch.delenv("PYSPARK_PYTHON", raising=False)
+    spark.configure({"spark.b": "3"}, "/opt/python")
+    option, path, *rest = os.environ["PYSPARK_SUBMIT_ARGS"].split()
+    assert (option, rest) == ("--properties-file", ["--verbose", "pyspark-shell"])
+    assert Path(path).read_text() == "spark.a 1\nspark.b 2\n\nspark.b=3\n"
+    assert os.environ["PYSPARK_PYTHON"] == "/opt/python"
+    Path(path).unlink()
+
+
+@pytest.mark.parametrize(
+    ("packages", "team", "settings", "expected"),
+    [
+        (None, None, {}, {}),
+        ("/own", None, {}, {"spark.executorEnv.PYTHONPATH": "/own"}),
+        ("/own", "/a:/b", {"spark.executorEnv.PYTHONPATH": "/c"}, {"spark.executorEnv.PYTHONPATH": "/own:/a:/b:/c"}),
+    ],
+)
+def test_packages_on_executors(
+    packages: str | None, team: str | None, settings: dict[str, str], expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KERNEL_TEAM_PACKAGES", raising=False)
+    if team:
+        monkeypatch.setenv("KERNEL_TEAM_PACKAGES", team)
+    assert spark.on_executors(packages, settings) == expected
+
+
+def test_an_image_without_spark_or_java(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        spark.ensure_spark()
+    assert ended.value.code == 69
+    assert "has no pyspark; install it with: pip install pyspark" in capsys.readouterr().err
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setenv("JAVA_HOME", "/nowhere")
+    with pytest.raises(SystemExit):
+        spark.ensure_spark()
+    assert capsys.readouterr().err == "elastic-kernels: this image has no Java, which Spark runs on (JAVA_HOME is /nowhere)\n"
+
+
+class Thing:
+    """Stands for a session."""
+
+    answer = 42
+
+    def double(self, n: int) -> int:
+        return 2 * n
+
+    def __repr__(self) -> str:
+        return "<a thing>"
+
+
+def test_a_name_is_made_by_its_use_and_by_nothing_else() -> None:
+    made: list[Thing] = []
+    using = threading.Event()
+
+    def make() -> Thing:
+        made[:] = made or [Thing()]
+        return made[0]
+
+    lazy: Any = elastic_session.Lazy(make, lambda: Thing, using.is_set)
+    assert isinstance(lazy, Thing)
+    assert "double" in dir(lazy)
+    assert lazy.answer == 42
+    assert callable(lazy.double)
+    assert repr(lazy).startswith("<elastic_session.Lazy")
+    assert made == []
+    using.set()
+    assert lazy.double(4) == 8
+    assert len(made) == 1
+    lazy.answer = 43
+    assert (made[0].answer, repr(lazy)) == (43, "<a thing>")
+    with pytest.raises(AttributeError, match="'Thing' object has no attribute 'absent'"):
+        _ = lazy.absent  # type: ignore[attr-defined]
+
+
+def session(log: int = 2) -> Any:
+    active: list[str] = []
+    jvm = SimpleNamespace(SparkSession=SimpleNamespace(setActiveSession=active.append))
+    return SimpleNamespace(_jvm=jvm, _jsparkSession="java's", active=active)
+
+
+def test_a_start_that_failed_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes: list[Any] = [ValueError("no room"), session()]
+
+    def make(log: int) -> Any:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(elastic_session, "_make", make)
+    starting = elastic_session.Starting(2)
+    with pytest.raises(ValueError, match="no room"):
+        starting.session()
+    made = starting.session()
+    assert made is starting.session()
+    assert made.active == ["java's", "java's"]
+
+
+def pod(*, phase: str = "Pending", state: dict[str, Any] | None = None, conditions: list[dict[str, str]] | None = None) -> dict[str, Any]:
+    statuses = [{"image": "a/b:1", "state": state}] if state else []
+    return {"metadata": {"name": "exec-1"}, "status": {"phase": phase, "containerStatuses": statuses, "conditions": conditions or []}}
+
+
+def waiting(reason: str, message: str = "") -> dict[str, Any]:
+    return pod(state={"waiting": {"reason": reason, "message": message}})
+
+
+ENDED = pod(phase="Failed", state={"terminated": {"exitCode": 3}})
+
+
+@pytest.mark.parametrize(
+    ("pods", "tries", "expected"),
+    [
+        ([], 9, None),
+        ([waiting("ContainerCreating")], 9, None),
+        ([waiting("ErrImageNeverPull")], 1, (True, "their image 'a/b:1' is not on the machine and may not be pulled")),
+        ([waiting("InvalidImageName")], 1, (True, "their image 'a/b:1' is no name of an image")),
+        ([waiting("ErrImagePull", "rpc error:\n not found")], 1, (False, "their image 'a/b:1' cannot be pulled: rpc error: not found")),
+        ([waiting("ImagePullBackOff", "back-off")], 3, (True, "their image 'a/b:1' cannot be pulled: back-off")),
+        ([waiting("CreateContainerConfigError", 'secret "x" not found')], 3, (True, 'their container cannot be started: secret "x" not found')),
+        ([ENDED] * 3, 9, None),
+        ([ENDED] * 4, 9, (True, "they end as soon as they have started (exit code 3); the log of the pod exec-1 has more")),
+        ([*[ENDED] * 4, waiting("ContainerCreating")], 9, None),
+        ([pod(conditions=[{"reason": "Unschedulable", "message": "0/2 nodes"}])], 9, (False, "no machine fits them so far: 0/2 nodes")),
+    ],
+)  # fmt: skip
+def test_why_executors_do_not_come(pods: list[dict[str, Any]], tries: int, expected: tuple[bool, str] | None) -> None:
+    assert elastic_executors.explain(pods, tries) == expected
