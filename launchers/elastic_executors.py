@@ -32,7 +32,7 @@ def watch(shell: Any, log: int) -> None:
 
     ``log`` is the file descriptor of the pod's log.
     """
-    watcher = Watcher(_context, list_executors, log)
+    watcher = Watcher(context, list_executors, log)
     shell.events.register("pre_run_cell", lambda _info: watcher.resume())
     shell.events.register("post_run_cell", lambda result: watcher.pause(isinstance(result.error_in_exec, KeyboardInterrupt)))
 
@@ -130,7 +130,7 @@ class Watcher:
                     os.write(self._log, f"elastic-kernels: the executors cannot be looked at: {said}\n".encode())
 
 
-def _context() -> Any:
+def context() -> Any:
     """Return the Spark context that there is, or None."""
     module = sys.modules.get("pyspark.context")
     context = module.SparkContext._active_spark_context if module else None

@@ -44,6 +44,19 @@ def begin(shell: Any, session: str, log: int) -> None:
         starting.begin()
 
 
+def ui_port() -> int | None:
+    """Return the port of the web pages of the Spark that there is, if there are any. Called on any thread."""
+    context = elastic_executors.context()
+    if context is None:
+        return None
+    # asked once: each thread that asks Java has one of Java's threads for itself
+    if not hasattr(context, "_elastic_ui_port"):
+        address = context.uiWebUrl
+        context._elastic_ui_port = int(address.rpartition(":")[2]) if address else None
+    found: int | None = context._elastic_ui_port
+    return found
+
+
 class Starting:
     """The start of one session: begun by whoever comes first, awaited by all, and begun again after it failed."""
 

@@ -15,9 +15,11 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
+from typing import Any
 
 import elastic_launcher
 import elastic_session
+import elastic_ui
 import python
 
 SETTINGS = "ELASTIC_KERNELS_SPARK_CONF"
@@ -42,7 +44,14 @@ def main(arguments: list[str]) -> None:
     configure({**settings, **on_executors(packages, settings)}, settings.get("spark.pyspark.python", interpreter))
     # the kernel captures what is written to 2; a copy from before that still is the pod's log
     log = os.dup(2)
-    python.run_kernel(connection_file, lambda shell: elastic_session.begin(shell, session, log))
+    with open(connection_file, encoding="utf-8") as file:
+        key = json.load(file)["key"].encode()
+
+    def prepare(shell: Any) -> None:
+        elastic_session.begin(shell, session, log)
+        elastic_ui.serve(key, elastic_session.ui_port)
+
+    python.run_kernel(connection_file, prepare)
 
 
 def ensure_spark() -> None:

@@ -46,7 +46,7 @@ class ElasticGatewayApp(EnterpriseGatewayApp):  # type: ignore[misc]
         super().init_configurables()
 
     def _create_request_handlers(self) -> list[tuple[Any, ...]]:
-        return routes.extended(super()._create_request_handlers())
+        return routes.extended(super()._create_request_handlers(), self.base_url)
 
     def init_webapp(self) -> None:
         """Called after ``init_configurables``."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from elastic_kernels.gateway import handlers
+from jupyter_server.utils import url_path_join
+
+from elastic_kernels.gateway import handlers, spark_ui
 from elastic_kernels.gateway.channels import Channels
 from elastic_kernels.gateway.verified import Verified
 
@@ -27,9 +29,11 @@ EXTENSIONS: Final[dict[str, type[Verified]]] = {
 """By the names that the handlers have in Enterprise Gateway and Jupyter Server."""
 
 
-def extended(handlers: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """Return an application's handlers, each with what it is extended by put before it."""
-    return [(path, _extended(handler), *rest) for path, handler, *rest in handlers]
+def extended(handlers: list[tuple[Any, ...]], base_url: str) -> list[tuple[Any, ...]]:
+    """Return an application's handlers, each with what it is extended by put before it, and ours."""
+    ours = (url_path_join("/", base_url, spark_ui.PATTERN), spark_ui.SparkUI)
+    # first, because the last of the others is for whatever there is not
+    return [ours, *((path, _extended(handler), *rest) for path, handler, *rest in handlers)]
 
 
 def _extended(handler: Any) -> Any:

@@ -29,6 +29,7 @@ SESSION: Final = "ELASTIC_KERNELS_SPARK_SESSION"
 DRIVER_PORT: Final = 7078
 BLOCK_MANAGER_PORT: Final = 7079
 UI_PORT: Final = 4040
+"""Where the launcher shows Spark's pages to the gateway; Spark itself shows them inside the pod alone."""
 
 _VOLUME: Final = "spark"
 _MOUNT_PATH: Final = "/var/run/elastic-kernels-spark"
@@ -66,6 +67,8 @@ def with_spark(
             *container["env"],
             {"name": SETTINGS, "value": json.dumps(settings, sort_keys=True)},
             {"name": SESSION, "value": request.spark.session or profile.spark.session},
+            # of Spark's ports this leaves the web pages, whose address cannot be set otherwise
+            {"name": "SPARK_LOCAL_IP", "value": "127.0.0.1"},
         ],
         "volumeMounts": [*container["volumeMounts"], {"name": _VOLUME, "mountPath": _MOUNT_PATH, "readOnly": True}],
     }
@@ -96,7 +99,9 @@ def _settings(profile: Profile, record: Record, request: KernelRequest, spark: S
         "spark.driver.host": "$(KERNEL_POD_IP)",
         "spark.driver.port": str(DRIVER_PORT),
         "spark.driver.blockManager.port": str(BLOCK_MANAGER_PORT),
-        "spark.ui.port": str(UI_PORT),
+        "spark.ui.port": str(UI_PORT + 1),
+        # pages are to be read: what changes something there is an address that any web page could call
+        "spark.ui.killEnabled": "false",
         # other pods reach these ports, and have no business there
         "spark.authenticate": "true",
         "spark.kubernetes.executor.container.image": executors.image or request.image,

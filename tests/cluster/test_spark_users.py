@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator
+from http.client import responses
 from typing import Any
 
+import aiohttp
 import pytest
 
 from tests.cluster.spark import GONE_SECONDS, JOB_SECONDS, gone, grant, spark_profile
@@ -145,3 +148,36 @@ async def test_a_namespace_without_the_rights(backend: Backend, gateway: Gateway
         assert "spark-driver" in body["message"], body
     finally:
         await backend.api.delete("namespaces", "", bare)
+
+
+async def test_sparks_pages_are_for_their_owner_alone(backend: Backend, gateway: Gateway, users: dict[str, str]) -> None:
+    async with kernel(gateway, "ana", "spark") as run, aiohttp.ClientSession() as client:
+        base = f"/api/kernels/{run.id}/spark-ui"
+
+        async def get(path: str, user: str = "ana") -> tuple[int, str]:
+            async with client.get(gateway.address + path, headers=as_user(user)) as response:
+                return response.status, await response.text()
+
+        assert await get(f"{base}/") == (404, message(404, "The kernel has not started Spark, or its Spark shows no pages."))
+        await run("sc.setJobDescription('the sum of four'); sc.parallelize(range(4), 2).sum()", JOB_SECONDS)
+        status, page = await get(base)
+        assert status == 200
+        assert "the sum of four" in page
+        links = re.findall(r"(?:href|src)=\"(/[^\"]*)\"", page)
+        assert links
+        assert all(link.startswith(f"{base}/") for link in links), links
+        script = next(link for link in links if link.endswith(".js"))
+        assert (await get(script))[0] == 200
+        assert (await get(f"{base}/executors/"))[0] == 200
+        assert (await get(f"{base}/api/v1/applications"))[0] == 200
+        # nobody else, by whatever way
+        assert (await get(f"{base}/jobs/", "bob"))[0] == 404
+        (pod,) = (await backend.api.list("pods", users["ana"], labelSelector=f"elastic-kernels/kernel-id={run.id}"))["items"]
+        async with client.get(f"http://{pod['status']['podIP']}:4040/jobs/") as response:
+            assert response.status == 403
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await client.get(f"http://{pod['status']['podIP']}:4041/jobs/")
+
+
+def message(status: int, sentence: str) -> str:
+    return json.dumps({"reason": responses[status], "message": sentence})
