@@ -100,6 +100,14 @@ class ElasticKernelProxy(_k8s.KubernetesProcessProxy):  # type: ignore[misc,name
         if request.dropped:
             self.log.warning("Kernel %s of %r: the client's %s had no effect", self.kernel_id, user.name, ", ".join(request.dropped))
         self._cluster = await shared(settings)
+        if self.profile.spark is not None and settings.identity_ways and not settings.user_namespace:
+            self.log.warning(
+                "Kernel %s of %r: its Spark may create pods in the namespace %r, which all users share, and a pod can mount any secret "
+                "and claim there. Give each user a namespace (the setting user_namespace).",
+                self.kernel_id,
+                user.name,
+                self._cluster.namespace_of(user.name),
+            )
         asked = Record(
             kernel_id=self.kernel_id,
             kernel_name=self.profile.name,

@@ -17,6 +17,7 @@ from elastic_kernels.gateway.managers import ElasticMappingKernelManager
 from elastic_kernels.identity.service import Services
 from elastic_kernels.kernelspecs import variants
 from elastic_kernels.profiles import PROXY_CLASS, from_kernelspec
+from elastic_kernels.request import parse_request
 from elastic_kernels.settings import ElasticKernels
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +54,17 @@ def test_the_homes() -> None:
 def test_the_images() -> None:
     profile = profilefile.loads(block("yaml", "python-any"), "README.md")["python-any"]
     assert [each.display_name or each.name for each in variants(profile)] == ["python-any", "python-any | PyTorch 2"]
+
+
+def test_spark() -> None:
+    profile = profilefile.loads(block("yaml", "spark-python-spot"), "README.md")["spark-python-spot"]
+    assert profile.spark is not None
+    assert (profile.spark.executors.spot, profile.spark.executors.cores, profile.spot) == (True, 2, False)
+    request = {"KERNEL_SPARK_SETTINGS": "spark.sql.shuffle.partitions=8 spark.executor.memory=1g"}
+    assert request["KERNEL_SPARK_SETTINGS"] in README
+    assert parse_request(request, profile).spark.settings == {"spark.sql.shuffle.partitions": "8", "spark.executor.memory": "1g"}
+    packed = re.findall(r"`(spark.archives=[^`]*)`", README)
+    assert len(parse_request({"KERNEL_SPARK_SETTINGS": packed[0]}, profile).spark.settings) == 2
 
 
 def test_the_services(tmp_path: Path) -> None:

@@ -5,14 +5,21 @@ from __future__ import annotations
 import importlib.util
 import os
 import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import elastic_executors
 import elastic_session
+import elastic_ui
 import pytest
 import spark
+
+from elastic_kernels.gateway import spark_ui
 
 
 def test_settings_are_written_for_java() -> None:
@@ -129,6 +136,58 @@ def pod(*, phase: str = "Pending", state: dict[str, Any] | None = None, conditio
 
 def waiting(reason: str, message: str = "") -> dict[str, Any]:
     return pod(state={"waiting": {"reason": reason, "message": message}})
+
+
+@pytest.fixture
+def relayed() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield a relay's address, and where it finds Spark: a server that says what it was asked."""
+
+    class Spark(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(404 if self.path == "/absent" else 200)
+            self.send_header("Content-Type", "text/plain")
+            self.send_header("Set-Cookie", "a=b")
+            self.end_headers()
+            self.wfile.write(f"{self.path} {self.headers.get('X-Forwarded-Context')} {self.headers.get('Cookie')}".encode())
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Spark)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    found: dict[str, Any] = {"port": server.server_port}
+    relay = elastic_ui.serve(b"key", lambda: found["port"], 0)
+    yield f"http://127.0.0.1:{relay.server_port}", found
+    for each in (relay, server):
+        each.shutdown()
+        each.server_close()
+
+
+def fetch(url: str, **headers: str) -> tuple[int, str, dict[str, str]]:
+    request = urllib.request.Request(url, headers={name.replace("_", "-"): value for name, value in headers.items()})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, answer.read().decode(), dict(answer.headers)
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode(), dict(error.headers)
+
+
+def test_pages_are_relayed_to_who_has_the_key(relayed: tuple[str, dict[str, Any]]) -> None:
+    address, found = relayed
+    key = spark_ui.derived_key(b"key")
+    for wrong in ({}, {"X_Elastic_Kernels_Key": "guess"}, {"X_Elastic_Kernels_Key": spark_ui.derived_key(b"another kernel's")}):
+        assert fetch(f"{address}/jobs/", **wrong)[0] == 403
+    status, text, headers = fetch(f"{address}/jobs/?id=1", X_Elastic_Kernels_Key=key, X_Forwarded_Context="/base", Cookie="secret")
+    assert (status, text) == (200, "/jobs/?id=1 /base None")
+    assert "Set-Cookie" not in headers
+    # what Spark does not have is told from what the relay has to say
+    status, _, headers = fetch(f"{address}/absent", X_Elastic_Kernels_Key=key)
+    assert (status, "X-Elastic-Kernels-Message" in headers) == (404, False)
+    found["port"] = None
+    status, _, headers = fetch(f"{address}/jobs/", X_Elastic_Kernels_Key=key)
+    assert (status, headers["X-Elastic-Kernels-Message"]) == (404, "The kernel has not started Spark, or its Spark shows no pages.")
+    found["port"] = 1
+    assert fetch(f"{address}/jobs/", X_Elastic_Kernels_Key=key)[0] == 502
 
 
 ENDED = pod(phase="Failed", state={"terminated": {"exitCode": 3}})
