@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from elastic_kernels.cluster import Object
 from tests.cluster.spark import GONE_SECONDS, HOSTS, JOB_SECONDS, executors, gone, grant, spark_profile
-from tests.conftest import Backend, gateway_on, profile
+from tests.conftest import KERNEL_IMAGE, Backend, gateway_on, profile
 from tests.gateway import Gateway, until
 
 LOG = logging.getLogger(__name__)
@@ -210,3 +211,46 @@ async def test_a_job_outlives_an_executor_that_is_taken_away(backend: Backend, g
         assert lost["name"] not in [item["metadata"]["name"] for item in await executors(backend)]
         assert len(await executors(backend)) == 2, "the lost one was replaced"
     await gateway.stop(kernel)
+
+
+async def test_a_job_outlives_an_executor_that_does_not_answer(backend: Backend, gateway: Gateway) -> None:
+    """What a driver sees of a machine that is lost: nothing is said, no connection ends, and the cluster believes that the pod runs."""
+    kernel = await gateway.start("spark")
+    async with gateway.channels(kernel) as channels:
+        await channels.execute(HOSTS, seconds=JOB_SECONDS)
+        cell = await channels.begin("import time\nprint(sc.parallelize(range(40), 40).map(lambda n: time.sleep(1) or n).sum())")
+        await asyncio.sleep(3)  # so that tasks are under way
+        lost = (await executors(backend))[0]
+        begin = time.monotonic()
+        await freeze(backend, lost)
+        reply = await asyncio.wait_for(channels.finish(cell), JOB_SECONDS)
+        assert reply.status == "ok", reply
+        assert "780\n" in reply.text
+        LOG.info("the job of a frozen executor finished after %.0f s", time.monotonic() - begin)
+    await gateway.stop(kernel)
+    # its kubelet waits for it in vain first
+    begin = time.monotonic()
+    await until(lambda: gone(backend), "the executors to go")
+    LOG.info("executors gone after %.1f s", time.monotonic() - begin)
+
+
+async def freeze(backend: Backend, executor: Object) -> None:
+    """Stop all processes of an executor's pod, as the root of its node."""
+    mark = f"SPARK_EXECUTOR_POD_NAME={executor['metadata']['name']}"
+    stop = f"for p in /proc/[0-9]*; do grep -qsz {mark} $p/environ && kill -STOP ${{p##*/}}; done; true"
+    container = {
+        "name": "main",
+        "image": KERNEL_IMAGE,
+        "command": ["sh", "-c", stop],
+        "securityContext": {"privileged": True, "runAsUser": 0},
+    }
+    spec = {"restartPolicy": "Never", "nodeName": executor["spec"]["nodeName"], "hostPID": True, "containers": [container]}
+    metadata: Object = {"name": "freezes", "namespace": backend.namespace, "labels": {}}
+    await backend.api.create("pods", {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+
+    async def has_ended() -> bool:
+        pod = await backend.api.get("pods", backend.namespace, "freezes")
+        return pod is not None and pod["status"].get("phase") == "Succeeded"
+
+    await until(has_ended, "the executor to be frozen")
+    await backend.api.delete("pods", backend.namespace, "freezes", grace=0)
