@@ -8,18 +8,19 @@ to the pod's log, not into a cell.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import elastic_driver
 import elastic_executors
 
 
-def begin(shell: Any, session: str, log: int) -> None:
+def begin(shell: Any, session: str, settings: Mapping[str, str], log: int) -> None:
     """Prepare IPython's shell for Spark; ``session`` says when there is a session: lazy, eager or none.
 
-    ``log`` is the file descriptor that Spark's driver writes to.
+    ``settings`` are Spark's, and ``log`` is the file descriptor that Spark's driver writes to.
     """
-    starting = Starting(log)
+    starting = Starting(settings, log)
     elastic_executors.watch(shell, log)
     if session == "none":
         return
@@ -60,7 +61,8 @@ def ui_port() -> int | None:
 class Starting:
     """The start of one session: begun by whoever comes first, awaited by all, and begun again after it failed."""
 
-    def __init__(self, log: int) -> None:
+    def __init__(self, settings: Mapping[str, str], log: int) -> None:
+        self._settings = settings
         self._log = log
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -87,7 +89,7 @@ class Starting:
 
     def _run(self) -> None:
         try:
-            self._session = _make(self._log)
+            self._session = _make(self._settings, self._log)
         except BaseException as error:
             self._error = error
 
@@ -134,12 +136,11 @@ def _context_class() -> Any:
     return SparkContext
 
 
-def _make(log: int) -> Any:
+def _make(settings: Mapping[str, str], log: int) -> Any:
     """Return the session, the one that the user's code has made if there is one."""
     from pyspark import SparkContext
-    from pyspark.java_gateway import launch_gateway
     from pyspark.sql import SparkSession
 
     if SparkContext._gateway is None:
-        SparkContext._ensure_initialized(gateway=launch_gateway(popen_kwargs={"stdout": log, "stderr": log}))
+        SparkContext._ensure_initialized(gateway=elastic_driver.start(settings, log))
     return SparkSession.builder.getOrCreate()

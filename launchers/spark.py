@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> None:
         key = json.load(file)["key"].encode()
 
     def prepare(shell: Any) -> None:
-        elastic_session.begin(shell, session, log)
+        elastic_session.begin(shell, session, settings, log)
         elastic_ui.serve(key, elastic_session.ui_port)
 
     python.run_kernel(connection_file, prepare)

@@ -15,9 +15,14 @@ for ((number = 0; ; number++)); do
   options+=("${!name}")
 done
 
+# the archive of classes fits if the class path begins as it did when it was made
+archive=$SPARK_HOME/elastic-spark.jsa
+[[ -f $archive ]] && options+=("-XX:SharedArchiveFile=$archive" -Xlog:disable -Xlog:all=error:stderr)
+jars=$(LC_ALL=C; printf '%s:' "$SPARK_HOME"/jars/*.jar)
+
 # Tini, because Python workers whose parent is gone become this process's children; and a signal has to reach Java.
 exec tini -s -- "$JAVA_HOME/bin/java" "${options[@]}" "-Xmx$SPARK_EXECUTOR_MEMORY" \
-  -cp "${SPARK_CLASSPATH:+$SPARK_CLASSPATH:}$SPARK_HOME/jars/*" \
+  -cp "${SPARK_CLASSPATH:+$SPARK_CLASSPATH:}${jars%:}" \
   org.apache.spark.scheduler.cluster.k8s.KubernetesExecutorBackend \
   --driver-url "$SPARK_DRIVER_URL" \
   --executor-id "$SPARK_EXECUTOR_ID" \

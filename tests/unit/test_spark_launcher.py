@@ -114,14 +114,14 @@ def session(log: int = 2) -> Any:
 def test_a_start_that_failed_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     outcomes: list[Any] = [ValueError("no room"), session()]
 
-    def make(log: int) -> Any:
+    def make(settings: dict[str, str], log: int) -> Any:
         outcome = outcomes.pop(0)
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
     monkeypatch.setattr(elastic_session, "_make", make)
-    starting = elastic_session.Starting(2)
+    starting = elastic_session.Starting({}, 2)
     with pytest.raises(ValueError, match="no room"):
         starting.session()
     made = starting.session()
