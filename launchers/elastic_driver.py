@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import os
+import shlex
 import subprocess
 import tempfile
 import time
@@ -38,7 +39,7 @@ def start(settings: Mapping[str, str], log: int) -> Any:
 
     if "PYSPARK_GATEWAY_PORT" in os.environ or any(name in settings for name in _NOT_OURS):
         return launch_gateway(popen_kwargs={"stdout": log, "stderr": log})
-    port, secret = _run(command(_find_spark_home(), settings, os.environ), log)
+    port, secret = run(command(_find_spark_home(), settings, os.environ), log)
     os.environ.update({"PYSPARK_GATEWAY_PORT": str(port), "PYSPARK_GATEWAY_SECRET": secret})
     try:
         return launch_gateway()
@@ -64,14 +65,12 @@ def command(spark: str, settings: Mapping[str, str], environment: Mapping[str, s
         f"-Xmx{settings.get('spark.driver.memory', '1g')}",
         "-cp", os.pathsep.join([*jars, conf, *hadoop]),
         "org.apache.spark.deploy.SparkSubmit",
-        *environment.get("PYSPARK_SUBMIT_ARGS", "pyspark-shell").split(),
+        *shlex.split(environment.get("PYSPARK_SUBMIT_ARGS", "pyspark-shell")),
     ]  # fmt: skip
 
 
-def _run(words: list[str], log: int) -> tuple[int, str]:
+def run(words: list[str], log: int) -> tuple[int, str]:
     """Run the command and return its gateway's port and secret, which it writes to a file."""
-    from pyspark.serializers import UTF8Deserializer, read_int
-
     with tempfile.TemporaryDirectory(prefix="spark-driver-") as folder:
         path = os.path.join(folder, "connection")
         environment = {**os.environ, "_PYSPARK_DRIVER_CONN_INFO_PATH": path}
@@ -82,5 +81,7 @@ def _run(words: list[str], log: int) -> tuple[int, str]:
                 code = process.returncode
                 raise RuntimeError(f"Spark's driver could not be started: Java ended with exit code {code}; the pod's log says why.")
             time.sleep(_PAUSE)
+        from pyspark.serializers import UTF8Deserializer, read_int
+
         with open(path, "rb") as file:
             return read_int(file), UTF8Deserializer().loads(file)

@@ -16,7 +16,8 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-_SECONDS = 2.0
+SECONDS = 2.0
+"""How long it looks away at a time."""
 _ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 # A pull is tried again, and may succeed then; this often is enough.
 _TRIES = 3
@@ -108,7 +109,7 @@ class Watcher:
             if not self._running.is_set():
                 said, tries = "", 0
                 self._running.wait()
-            threading.Event().wait(_SECONDS)
+            threading.Event().wait(SECONDS)
             try:
                 context = self._context()
                 if context is None or not _waits(context):

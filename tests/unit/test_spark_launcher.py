@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import elastic_driver
 import elastic_executors
 import elastic_session
 import elastic_ui
@@ -136,6 +139,79 @@ def pod(*, phase: str = "Pending", state: dict[str, Any] | None = None, conditio
 
 def waiting(reason: str, message: str = "") -> dict[str, Any]:
     return pod(state={"waiting": {"reason": reason, "message": message}})
+
+
+def test_the_command_of_the_driver(tmp_path: Path) -> None:
+    (tmp_path / "jars").mkdir()
+    for name in ("b.jar", "a.jar", "B.jar"):
+        (tmp_path / "jars" / name).touch()
+    environment = {
+        "JAVA_HOME": "/java",
+        "PYSPARK_SUBMIT_ARGS": "--properties-file '/tmp/a b' pyspark-shell",
+        "HADOOP_CONF_DIR": "/etc/hadoop",
+    }
+    words = elastic_driver.command(str(tmp_path), {"spark.driver.memory": "512m"}, environment)
+    assert words[0] == "/java/bin/java"
+    assert "-Xmx512m" in words
+    # the order of the archive, which is that of bytes
+    jars = [f"{tmp_path}/jars/{name}" for name in ("B.jar", "a.jar", "b.jar")]
+    assert words[words.index("-cp") + 1] == ":".join([*jars, f"{tmp_path}/conf", "/etc/hadoop"])
+    assert words[-4:] == ["org.apache.spark.deploy.SparkSubmit", "--properties-file", "/tmp/a b", "pyspark-shell"]
+    assert not any(word.startswith("-XX:SharedArchiveFile") for word in words)
+    (tmp_path / elastic_driver.ARCHIVE).touch()
+    assert f"-XX:SharedArchiveFile={tmp_path}/elastic-spark.jsa" in elastic_driver.command(str(tmp_path), {}, {})
+
+
+def test_a_driver_that_does_not_come_up() -> None:
+    with pytest.raises(RuntimeError, match=r"Java ended with exit code 3; the pod's log says why\."):
+        elastic_driver.run([sys.executable, "-c", "raise SystemExit(3)"], 2)
+
+
+class Context:
+    """Stands for a Spark context with one job and no executors but the driver."""
+
+    applicationId = "spark-1"
+
+    def __init__(self) -> None:
+        self.cancelled: list[tuple[int, str]] = []
+        self.all_cancelled = 0
+
+    def cancelAllJobs(self) -> None:
+        self.all_cancelled += 1
+
+    @property
+    def _jsc(self) -> Any:
+        tracker = SimpleNamespace(getActiveJobIds=lambda: [] if self.cancelled else [7], getExecutorInfos=lambda: ["driver"])
+        return SimpleNamespace(sc=lambda: SimpleNamespace(statusTracker=lambda: tracker, cancelJob=lambda *job: self.cancelled.append(job)))
+
+
+def test_a_job_whose_executors_cannot_start_is_ended(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(elastic_executors, "SECONDS", 0.01)
+    context, asked = Context(), []
+
+    def executors(application: str) -> list[Any]:
+        asked.append(application)
+        if len(asked) == 1:
+            raise OSError("the API server is away")
+        return [waiting("ImagePullBackOff", "not found")]
+
+    watcher = elastic_executors.Watcher(lambda: context, executors, 2)
+    watcher.resume()
+    deadline = time.monotonic() + 10
+    while not context.cancelled:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    watcher.pause(is_interrupted=False)
+    assert context.cancelled == [(7, "its executors cannot start: their image 'a/b:1' cannot be pulled: not found")]
+    assert set(asked) == {"spark-1"}
+    said = capfd.readouterr().err.splitlines()
+    assert said == [
+        "elastic-kernels: the executors cannot be looked at: the API server is away",
+        "Spark waits for executors: their image 'a/b:1' cannot be pulled: not found",
+    ]
+    assert context.all_cancelled == 0
+    watcher.pause(is_interrupted=True)
+    assert context.all_cancelled == 1
 
 
 @pytest.fixture
