@@ -2,7 +2,8 @@
 
 An executor whose driver is gone, is going or has ended is deleted: Kubernetes does that by itself only once the driver's pod is
 gone, and a process that is killed leaves its pod behind. One that has ended by itself is deleted after a while, in which its
-driver and a person can read why. Every gateway looks at its own copies; deleting twice does no harm.
+driver and a person can read why; one that is going on a machine that does not answer is taken from the API, because for Spark it runs
+until then, and is not replaced. Every gateway looks at its own copies; deleting twice does no harm.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from elastic_kernels.errors import ClusterAwayError, ClusterError
 log = logging.getLogger(__name__)
 
 READABLE_FOR: Final = 60.0
+"""Seconds for which one that has ended stays."""
+LOST_AFTER: Final = 15.0
+"""Seconds after which one that is going is not waited for."""
 _INTERVAL: Final = 1.0
 
 
@@ -36,27 +40,33 @@ class Executors:
         self._executors = executors
         self._alone: set[str] = set()
         self._ended_since: dict[str, float] = {}
+        self._going_since: dict[str, float] = {}
 
     async def run(self) -> None:
         """Look, again and again, until cancelled."""
         while True:
             await asyncio.sleep(_INTERVAL)
-            for executor in self.superfluous(asyncio.get_running_loop().time()):
-                await self._delete(executor)
+            for executor, grace in self.superfluous(asyncio.get_running_loop().time()):
+                await self._delete(executor, grace)
 
-    def superfluous(self, now: float) -> list[Object]:
-        """Return the executors that are to be deleted at the time ``now`` of the loop."""
+    def superfluous(self, now: float) -> list[tuple[Object, int]]:
+        """Return the executors that are to be deleted at the time ``now`` of the loop, and with which grace period."""
         if not (self._drivers.is_fresh and self._executors.is_fresh):
             self._alone.clear()
             return []
-        present = [item for item in self._executors.objects() if "deletionTimestamp" not in item["metadata"]]
-        alone = {item["metadata"]["uid"] for item in present if not self._has_driver(item)}
-        ended = {item["metadata"]["uid"] for item in present if status.has_ended(item)}
+        every = {item["metadata"]["uid"]: item for item in self._executors.objects()}
+        going = {uid for uid, item in every.items() if "deletionTimestamp" in item["metadata"]}
+        self._going_since = {uid: self._going_since.get(uid, now) for uid in going}
+        alone = {uid for uid, item in every.items() if uid not in going and not self._has_driver(item)}
+        ended = {uid for uid, item in every.items() if uid not in going and status.has_ended(item)}
         self._ended_since = {uid: self._ended_since.get(uid, now) for uid in ended}
         # a driver that is not seen may merely not have been seen yet
         due = (alone & self._alone) | {uid for uid, since in self._ended_since.items() if now - since >= READABLE_FOR}
+        lost = {uid for uid, since in self._going_since.items() if now - since >= LOST_AFTER}
         self._alone = alone
-        return [item for item in present if item["metadata"]["uid"] in due]
+        # a container that never ran needs no time to end, and its kubelet takes its own to say so
+        graces = {uid: 0 if uid in lost or (every[uid].get("status") or {}).get("phase") == "Pending" else 1 for uid in due | lost}
+        return [(every[uid], grace) for uid, grace in graces.items()]
 
     def _has_driver(self, executor: Object) -> bool:
         metadata = executor["metadata"]
@@ -64,11 +74,9 @@ class Executors:
         pod = self._drivers.get(driver)
         return pod is not None and "deletionTimestamp" not in pod["metadata"] and not status.has_ended(pod)
 
-    async def _delete(self, executor: Object) -> None:
+    async def _delete(self, executor: Object, grace: int) -> None:
         metadata = executor["metadata"]
         name = f"{metadata['namespace']}/{metadata['name']}"
-        # a container that never ran needs no time to end, and its kubelet takes its own to say so
-        grace = 0 if (executor.get("status") or {}).get("phase") == "Pending" else 1
         try:
             await self._client.delete("pods", metadata["namespace"], metadata["name"], grace=grace, uid=metadata["uid"])
             log.info("The executor %s of %s is deleted", name, metadata["labels"][names.EXECUTOR_OF])

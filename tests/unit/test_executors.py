@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from elastic_kernels.cluster.executors import READABLE_FOR, Executors
+from elastic_kernels.cluster.executors import LOST_AFTER, READABLE_FOR, Executors
 
 DRIVER = "ana-1-a"
 
@@ -28,19 +28,19 @@ def copy(*pods: dict[str, Any], is_fresh: bool = True) -> Any:
 
 
 def looks(drivers: Any, executors: Any, *times: float) -> list[list[str]]:
-    """Return the names of what is to be deleted at each of these times."""
+    """Return the names of what is to be deleted at each of these times, and the grace period of each."""
     ends: Any = Executors(None, drivers, executors)  # type: ignore[arg-type]
-    return [[each["metadata"]["name"] for each in ends.superfluous(now)] for now in times]
+    return [sorted(f"{each['metadata']['name']}/{grace}" for each, grace in ends.superfluous(now)) for now in times]
 
 
 @pytest.mark.parametrize(
     ("drivers", "expected"),
     [
         (copy(pod(DRIVER)), [[], []]),
-        (copy(), [[], ["exec-1"]]),
-        (copy(pod(DRIVER, "Failed")), [[], ["exec-1"]]),
-        (copy(pod(DRIVER, going=True)), [[], ["exec-1"]]),
-        (copy(pod("another")), [[], ["exec-1"]]),
+        (copy(), [[], ["exec-1/1"]]),
+        (copy(pod(DRIVER, "Failed")), [[], ["exec-1/1"]]),
+        (copy(pod(DRIVER, going=True)), [[], ["exec-1/1"]]),
+        (copy(pod("another")), [[], ["exec-1/1"]]),
         (copy(is_fresh=False), [[], []]),
     ],
 )
@@ -51,8 +51,14 @@ def test_an_executor_ends_with_its_driver(drivers: Any, expected: list[list[str]
 
 def test_one_that_has_ended_can_be_read_for_a_while() -> None:
     present = copy(executor("exec-1", "Failed"), executor("exec-2", "Succeeded"), executor("exec-3"))
-    assert looks(copy(pod(DRIVER)), present, 0.0, READABLE_FOR - 1, READABLE_FOR) == [[], [], ["exec-1", "exec-2"]]
+    assert looks(copy(pod(DRIVER)), present, 0.0, READABLE_FOR - 1, READABLE_FOR) == [[], [], ["exec-1/1", "exec-2/1"]]
 
 
-def test_one_that_is_going_is_let_go() -> None:
-    assert looks(copy(), copy(executor("exec-1", going=True)), 0.0, 1.0) == [[], []]
+def test_one_that_never_ran_needs_no_time() -> None:
+    assert looks(copy(), copy(executor("exec-1", "Pending")), 0.0, 1.0) == [[], ["exec-1/0"]]
+
+
+def test_one_that_is_going_is_let_go_for_a_while() -> None:
+    """After that its machine does not answer, and Spark replaces nothing that is there."""
+    present = copy(executor("exec-1", going=True))
+    assert looks(copy(), present, 0.0, LOST_AFTER - 1, LOST_AFTER) == [[], [], ["exec-1/0"]]
