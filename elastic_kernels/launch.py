@@ -1,63 +1,27 @@
-"""One launch: the record, the pod, the wait, the connection. Knows nothing of Enterprise Gateway.
+"""One launch. Knows nothing of Enterprise Gateway.
 
-The wait is on the watch, not on a timer, and ends the moment the launch can no longer succeed. Whatever was created for a
-launch that fails, is given up by its client, or is cancelled, is handed to the reaper.
+Whatever was created for a launch that fails, is given up by its client, or is cancelled, is handed to the reaper.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import secrets
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
-from datetime import datetime, timezone
-from typing import Any, Final, TypeVar
+from collections.abc import Coroutine, Mapping
+from typing import Any, Final
 
-from elastic_kernels import homes, names, pod, reach, record, slots, status
-from elastic_kernels.cluster import Cluster, Key, Object, RecordRef
-from elastic_kernels.errors import (
-    ClusterAwayError,
-    ClusterError,
-    ElasticKernelsError,
-    HomeError,
-    LaunchError,
-    LaunchTimeoutError,
-    one_line,
-)
+from elastic_kernels import homes, pod, status
+from elastic_kernels.attempt import Attempt, Started
+from elastic_kernels.cluster import Cluster
+from elastic_kernels.errors import ClusterAwayError, ClusterError, ElasticKernelsError, LaunchError, LaunchTimeoutError
 from elastic_kernels.profiles import Profile
 from elastic_kernels.reach import Connect
 from elastic_kernels.record import Record
 from elastic_kernels.request import KernelRequest
 from elastic_kernels.slots import Limits
-from elastic_kernels.status import Phase, Status
 
-log = logging.getLogger(__name__)
+__all__ = ["NO_LIMITS", "Started", "launch"]
 
-# A pod that runs by then, as most do, never has its events watched.
-_SLOW: Final = 2.0
-_LOOK_AGAIN: Final = 1.0
-_LOG_LINES: Final = 5
 NO_LIMITS: Final = Limits()
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Started:
-    """A kernel that answers."""
-
-    key: Key
-    """Namespace and name of its pod; the name is empty where a dead kernel has none."""
-    address: str
-    """The pod's address, empty where a kernel is dead."""
-    connection: dict[str, Any]
-    """The content of a connection file for whoever connects to it."""
-    record: RecordRef
-    """Its record."""
-    number: int = 1
-    """The how-manieth start of the kernel it is."""
 
 
 async def launch(
@@ -84,221 +48,41 @@ async def launch(
     LaunchError, LaunchTimeoutError, KernelExistsError, ClusterError and ClusterAwayError; then nothing that was created remains,
     at the latest when the API server answers again.
     """
-    attempt = _Attempt(cluster, asked.namespace, profile, request, limits, id_is_chosen)
+    attempt = Attempt(cluster, asked, profile, request, limits, id_is_chosen)
     cluster.unfinished.add(attempt.give_up)
+    cluster.starts.begin(attempt.start)
+    outcome, sentence = "given-up", "it was given up"
     try:
-        return await asyncio.wait_for(attempt.run(asked, spot, connect, arguments, home_claims, again, after), request.timeout)
-    except asyncio.TimeoutError:
+        started = await _in_time(attempt, request.timeout, attempt.run(asked, spot, connect, arguments, home_claims, again, after))
+        outcome = "ready"
+        return started
+    except ElasticKernelsError as error:
         attempt.give_up()
-        raise LaunchTimeoutError(
-            f"The kernel {attempt.title} was not ready within {request.timeout:g} seconds: {attempt.status.sentence}.",
-            detail=attempt.status.phase.value,
-        ) from None
-    except ClusterError as error:
-        attempt.give_up()
-        raise LaunchError(
-            f"The cluster refused the kernel {attempt.title}: {status.refused(str(error)).sentence}.", detail=error.detail
-        ) from error
-    except ClusterAwayError as error:
-        attempt.give_up()
-        raise ClusterAwayError(
-            f"The kernel {attempt.title} could not be started because the cluster does not answer; try again in a minute.",
-            detail=error.detail,
-        ) from error
+        sentence = str(error)
+        outcome = "late" if isinstance(error, LaunchTimeoutError) else "refused" if error.status in (400, 403, 409) else "failed"
+        raise
     except BaseException:  # a cancelled launch, too, leaves nothing behind
         attempt.give_up()
         raise
     finally:
         cluster.unfinished.discard(attempt.give_up)
+        cluster.starts.end(attempt.start, outcome, sentence)
 
 
-class _Attempt:
-    """One launch under way: what it has created so far, and the last that is known of its pod."""
-
-    def __init__(
-        self, cluster: Cluster, namespace: str, profile: Profile, request: KernelRequest, limits: Limits, id_is_chosen: bool
-    ) -> None:
-        self.title = repr(profile.display_name or profile.name)
-        self.status = Status(Phase.QUEUED, "the cluster has not taken it yet")
-        self._cluster = cluster
-        self._namespace = namespace
-        self._profile = profile
-        self._request = request
-        self._limits = limits
-        self._id_is_chosen = id_is_chosen
-        self._key: Key | None = None
-        self._new_record: RecordRef | None = None
-        self._creating: asyncio.Task[Object] | None = None
-        self._is_ours = True
-
-    async def run(
-        self, asked: Record, spot: pod.Spot, connect: Connect, arguments: Mapping[str, str], home_claims: str, again: bool, after: int
-    ) -> Started:
-        client = self._cluster.client
-        home = await homes.find(client, asked.namespace, self._profile, asked.user, home_claims)
-        secret = await self._record(asked, again)
-        # whose groups may be others by now
-        kept = replace(record.from_secret(secret), groups=asked.groups)
-        self._namespace = kept.namespace
-        uid = secret["metadata"]["uid"]
-        start = pod.Launch(secrets.token_hex(3), 0, uid, 1, arguments, home)
-        created, start = await self._pod(
-            kept, start, spot, reach.next_start(self._cluster.pods_of(kept.kernel_id), after) if again else None
-        )
-        address, connection = await self._connected(created, lambda address: connect(kept, start.ports, address))
-        if self._profile.calls_back and self._is_ours:
-            # the launcher has told nobody but this process
-            await self._create("secrets", record.to_connection_secret(kept, created, connection))
-        assert self._key is not None
-        return Started(self._key, address, connection, RecordRef(kept.name, kept.token, uid), start.number)
-
-    async def _pod(self, kept: Record, start: pod.Launch, spot: pod.Spot, number: int | None) -> tuple[Object, pod.Launch]:
-        """Create the pod, of the start ``number`` if it is not the kernel's first, and return it with what it is.
-
-        Two gateways that start a kernel again at the same time mean the same start, and so the same name: one of them creates it.
-        """
-        while True:
-            if number is not None:
-                start = replace(start, token=reach.token_of(start.record_uid, number), number=number, ports=reach.ports_of_start(number))
-            manifest = await self._manifest(kept, start, spot)
-            self._key = (kept.namespace, manifest["metadata"]["name"])
-            try:
-                return await self._create("pods", manifest), start
-            except ClusterError as error:
-                if error.code != 409 or number is None:
-                    raise
-            found = await self._cluster.client.get("pods", *self._key)
-            if found is not None and not found["metadata"].get("deletionTimestamp") and not status.has_ended(found):
-                self._is_ours = False
-                return found, start
-            number += 1
-
-    async def _manifest(self, kept: Record, start: pod.Launch, spot: pod.Spot) -> Object:
-        """Return the pod's manifest: without the home volume if the pod cannot run where that is, and the profile lets it go."""
-        manifest = pod.build_pod(self._profile, kept, self._request, start, spot)
-        home = start.home
-        if home is None or not (home.node or home.terms):
-            return manifest
-        reached = await homes.reachable(self._cluster.client, self._profile, home, manifest)
-        return manifest if reached == home else pod.build_pod(self._profile, kept, self._request, replace(start, home=reached), spot)
-
-    def give_up(self) -> None:
-        """Have everything deleted that this attempt created, also what the API server is still about to create."""
-        if self._creating is not None and not self._creating.done():
-            self._creating.add_done_callback(lambda _: self._end())
-        else:
-            self._end()
-
-    def _end(self) -> None:
-        if not self._is_ours:
-            return
-        if self._key is not None or self._new_record is not None:
-            # a container that never ran needs no time to end, and its kubelet takes its own to say so
-            grace = 1 if self.status.phase is Phase.RUNNING else 0
-            self._cluster.reaper.end(self._namespace, self._key[1] if self._key else None, grace=grace, record=self._new_record)
-
-    async def _record(self, asked: Record, again: bool) -> Object:
-        if again and (kept := await _kept_record(self._cluster, asked.kernel_id)) is not None:
-            return kept
-        slots.check(self._profile, self._limits)
-        return await slots.take(self._cluster, asked, self._limits, self._create_record, id_is_chosen=self._id_is_chosen)
-
-    async def _create_record(self, asked: Record) -> Object:
-        self._new_record = RecordRef(asked.name, asked.token)
-        try:
-            secret = await self._create("secrets", record.to_secret(asked))
-        except ClusterError as error:
-            if error.code == 409:
-                self._new_record = None  # it is somebody else's
-            if error.code == 404:
-                self._new_record = None
-                raise HomeError(
-                    f"The namespace {asked.namespace!r}, where your kernels run, does not exist; start your JupyterLab server once, which "
-                    "makes it, or ask your administrator."
-                ) from error
-            raise
-        self._new_record = RecordRef(asked.name, asked.token, secret["metadata"]["uid"])
-        return secret
-
-    async def _create(self, resource: str, body: Object) -> Object:
-        """Create in a task of its own: a request that is on its way cannot be taken back, so its outcome is waited for."""
-        self._creating = asyncio.get_running_loop().create_task(self._cluster.client.create(resource, body))
-        return await asyncio.shield(self._creating)
-
-    async def _connected(self, created: Object, connect: Callable[[str], Awaitable[dict[str, Any]]]) -> tuple[str, dict[str, Any]]:
-        assert self._key is not None
-        wake = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        connecting: asyncio.Future[dict[str, Any]] | None = None
-        events = None
-        last: Object | None = None
-
-        def changed(_: object) -> None:
-            wake.set()
-
-        self._cluster.pods.listen(self._key, changed)
-        try:
-            async with AsyncExitStack() as stack:
-                slow = loop.time() + _SLOW
-                while True:
-                    wake.clear()
-                    current = self._cluster.pods.get(self._key)
-                    last = current or last
-                    # a pod that the watch has not brought yet is as it was created
-                    now = current if last is not None else created
-                    happened = events.objects() if events else ()
-                    await self._note(status.classify(last or created, happened, datetime.now(timezone.utc), is_gone=now is None))
-                    # the address is there before the kubelet says Running, and so may the kernel be
-                    if connecting is None and now and now["status"].get("podIP"):
-                        connecting = asyncio.ensure_future(connect(now["status"]["podIP"]))
-                        connecting.add_done_callback(changed)
-                        stack.callback(connecting.cancel)
-                    if connecting is not None and connecting.done():
-                        return str(now["status"]["podIP"]) if now else "", connecting.result()
-                    if events is None and loop.time() >= slow:
-                        context = self._cluster.events_of(self._key[0], created["metadata"]["uid"], wake.set)
-                        events = await stack.enter_async_context(context)
-                    # something may become certain by standing for a while
-                    await _wait(wake, _LOOK_AGAIN if events else slow - loop.time())
-        finally:
-            self._cluster.pods.forget(self._key, changed)
-
-    async def _note(self, now: Status) -> None:
-        """Log a change of the pod's status, and end the launch if it is the last one."""
-        if now != self.status:
-            self.status = now
-            log.info("Kernel %s, pod %s: %s: %s", self.title, "/".join(self._key or ()), now.phase.value, one_line(now.sentence))
-        if now.hopeless:
-            raise LaunchError(f"The kernel {self.title} cannot start: {now.sentence}.{await self._last_words()}")
-
-    async def _last_words(self) -> str:
-        """Return the end of the container's log, as a part of a sentence, or nothing if there is none to be had."""
-        assert self._key is not None
-        pod_ = self._cluster.pods.get(self._key)
-        if pod_ is None or status.exit_code(pod_) is None:
-            return ""
-        try:
-            lines = one_line(await self._cluster.client.pod_log(*self._key, lines=_LOG_LINES), limit=600)
-        except ElasticKernelsError as error:
-            log.info("The log of the pod %s cannot be read: %s", "/".join(self._key), error)
-            return ""
-        return f" The end of its log: {lines}" if lines else ""
-
-
-async def _kept_record(cluster: Cluster, kernel_id: str) -> Object | None:
-    """Return the record that a kernel which is started again has, or None if it is gone."""
-    known = cluster.record_of(kernel_id)
-    if known is not None:
-        found = await cluster.client.get("secrets", known["metadata"]["namespace"], known["metadata"]["name"])
-        # by now the name can be another kernel's
-        return found if found is not None and found["metadata"]["uid"] == known["metadata"]["uid"] else None
-    selector = f"{names.selector(cluster.deployment)},{names.KERNEL_ID}={kernel_id}"
-    listed: list[Object] = (await cluster.client.list("secrets", cluster.watched, labelSelector=selector)).get("items") or []
-    return listed[0] if listed else None
-
-
-async def _wait(event: asyncio.Event, seconds: float | None) -> None:
+async def _in_time(attempt: Attempt, seconds: float, run: Coroutine[Any, Any, Started]) -> Started:
+    """Carry an attempt out, and say what went wrong in a sentence about the kernel."""
+    now = attempt.start
     try:
-        await asyncio.wait_for(event.wait(), seconds)
+        return await asyncio.wait_for(run, seconds)
     except asyncio.TimeoutError:
-        return
+        raise LaunchTimeoutError(
+            f"The kernel {attempt.title} was not ready within {seconds:g} seconds: {now.status.sentence}.", detail=now.status.phase.value
+        ) from None
+    except ClusterError as error:
+        sentence = status.refused(str(error)).sentence
+        raise LaunchError(f"The cluster refused the kernel {attempt.title}: {sentence}.", detail=error.detail) from error
+    except ClusterAwayError as error:
+        raise ClusterAwayError(
+            f"The kernel {attempt.title} could not be started because the cluster does not answer; try again in a minute.",
+            detail=error.detail,
+        ) from error

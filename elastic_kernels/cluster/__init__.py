@@ -22,6 +22,7 @@ from elastic_kernels.cluster.informer import Informer, Key
 from elastic_kernels.cluster.reaper import Ending, Reaper, RecordRef
 from elastic_kernels.cluster.sweeper import Sweeper
 from elastic_kernels.settings import ElasticKernels, default_namespace
+from elastic_kernels.starts import Starts
 
 __all__ = ["Client", "Cluster", "Ending", "Informer", "Key", "Object", "Reaper", "RecordRef", "shared"]
 
@@ -48,6 +49,10 @@ class Cluster:
         self.executors = Informer(client, "pods", self.watched, selectors={"labelSelector": executors.selector(deployment)})
         """The pods of Spark's executors, which are no kernels."""
         self.reaper = Reaper(client, self.pods)
+        self.nodes: Informer | None = None
+        """The nodes, where the gateway may watch them."""
+        self.starts = Starts()
+        """The launches that are under way here."""
         self.unfinished: set[Callable[[], None]] = set()
         """What undoes each launch that is under way."""
         self._tasks: list[asyncio.Task[None]] = []

@@ -23,6 +23,7 @@ from kubernetes.aio import config as kubernetes_config
 from kubernetes.aio.client import ApiClient, Configuration
 
 from elastic_kernels.errors import ClusterAwayError, ClusterError, ConfigurationError
+from elastic_kernels.metrics import metrics
 
 Object = dict[str, Any]
 
@@ -227,8 +228,10 @@ class Client:
             response = await self._open(method, path, query, body, timeout, accept)
             content = await response.read()
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+            metrics().api_errors.labels(method, "none").inc()
             raise ClusterAwayError("The Kubernetes API cannot be reached.", detail=f"{method} {path}: {error!r}") from error
         if response.status >= 400:
+            metrics().api_errors.labels(method, str(response.status)).inc()
             raise _error(response.status, content, response.headers, f"{method} {path}")
         return bytes(content)
 

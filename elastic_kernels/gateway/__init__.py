@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from enterprise_gateway.enterprisegatewayapp import EnterpriseGatewayApp
+from prometheus_client import start_http_server
 from tornado.ioloop import IOLoop
 from traitlets import TraitError
 from traitlets.config import Config
@@ -65,6 +66,10 @@ class ElasticGatewayApp(EnterpriseGatewayApp):  # type: ignore[misc]
         """Run until told to end; kernels that the cluster has are served from the beginning."""
         if isinstance(self.kernel_manager, ElasticMappingKernelManager):
             IOLoop.current().add_callback(self._keep)
+        port = ElasticKernels(parent=self).metrics_port
+        if port:
+            # a thread of its own, which reads numbers only
+            start_http_server(port, addr=self.ip or "0.0.0.0")
         super().start()
 
     def _keep(self) -> None:

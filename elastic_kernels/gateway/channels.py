@@ -44,6 +44,15 @@ class Channels(Verified, PromptChannels):
         self._say(f"The kernel has ended and is started again, without what was in it: {sentence}.")
         self._send_status_message("restarting")
 
+    def notice(self, sentence: str) -> None:
+        """Tell the client something about the kernel, which goes on: where the output of what runs goes, if something does."""
+        for header in self._running().values():
+            self._send("iopub", "stream", {"name": "stderr", "text": f"{sentence}\n"}, header)
+
+    def _running(self) -> dict[str, dict[str, Any]]:
+        executing = getattr(self.kernels.get_kernel(self.kernel_id), "executing", None)
+        return dict(self._unanswered) or ({executing["msg_id"]: executing} if executing else {})
+
     def moved(self) -> None:
         """Called when the kernel is another by now, which this websocket's connections do not lead to: the client connects anew."""
         self.was_moved = True
@@ -58,10 +67,8 @@ class Channels(Verified, PromptChannels):
 
     def _say(self, sentence: str) -> None:
         """End what runs, for this client, with ``sentence`` where its output goes."""
-        executing = getattr(self.kernels.get_kernel(self.kernel_id), "executing", None)
-        headers = self._unanswered or ({executing["msg_id"]: executing} if executing else {})
-        for header in headers.values():
-            self._send("iopub", "stream", {"name": "stderr", "text": f"{sentence}\n"}, header)
+        self.notice(sentence)
+        for header in self._running().values():
             failure = {"ename": "DeadKernel", "evalue": sentence, "traceback": [sentence]}
             self._send("shell", "execute_reply", {"status": "error", "execution_count": None, **failure}, header)
             self._send("iopub", "status", {"execution_state": "idle"}, header)

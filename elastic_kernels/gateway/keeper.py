@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -18,11 +19,14 @@ from typing import TYPE_CHECKING, Any, Final
 from elastic_kernels import names, reach, restarts, status
 from elastic_kernels import record as records
 from elastic_kernels.cluster import Cluster, Key, Object, RecordRef, shared
+from elastic_kernels.disruption import Cause
 from elastic_kernels.errors import ClusterAwayError, ClusterError, ConfigurationError, ElasticKernelsError, one_line
 from elastic_kernels.gateway import serving
 from elastic_kernels.launch import Started
+from elastic_kernels.metrics import metrics
 from elastic_kernels.restarts import Action
 from elastic_kernels.settings import ElasticKernels
+from elastic_kernels.starts import timestamp, transition
 from elastic_kernels.status import Phase, Status
 
 if TYPE_CHECKING:
@@ -62,6 +66,8 @@ class _Known:
     last: Object | None = None
     """Its pod as last seen."""
     death: _Death | None = None
+    cause: Cause | None = None
+    status: Status | None = None
     crashes: int = 0
 
 
@@ -76,6 +82,7 @@ class Keeper:
         self._known: dict[str, _Known] = {}
         self._tasks: dict[str, asyncio.Task[Any]] = {}
         self._wake = asyncio.Event()
+        self._waiting: set[asyncio.Event] = set()
         self._ended: dict[str, str | None] = {}
         """What was shut down here and may still be in the copy: kernels' ids, and their records' uids."""
         self._failed: dict[str, tuple[str, float]] = {}
@@ -104,8 +111,28 @@ class Keeper:
                 if self._tasks:
                     await asyncio.wait(list(self._tasks.values()), timeout=_PATIENCE)
                 self._looked.set()
+            for changed in self._waiting:
+                changed.set()
             await _wait(self._wake, _LOOK_AGAIN)
             await asyncio.sleep(_BURST)
+
+    @property
+    def cluster(self) -> Cluster | None:
+        """The cluster that is watched, None while there is none."""
+        return self._cluster
+
+    def has_ended(self, kernel_id: str) -> bool:
+        """Tell whether a kernel was shut down here, and what is left of it is on its way out."""
+        return kernel_id in self._ended
+
+    async def change(self, seconds: float) -> None:
+        """Return after the next change of any kernel, or when ``seconds`` are over."""
+        changed = asyncio.Event()
+        self._waiting.add(changed)
+        try:
+            await _wait(changed, seconds)
+        finally:
+            self._waiting.discard(changed)
 
     async def complete(self) -> None:
         """Return once all kernels that run are known here. Raises ClusterAwayError if that takes too long."""
@@ -149,10 +176,35 @@ class Keeper:
         for kernel_id, kernel in list(served.items()):
             if getattr(kernel, "elastic_record", None) is not None and self._may_begin(kernel_id, now):
                 self._look_after(cluster, kernel_id, kernel, recorded.get(kernel_id), pods.get(kernel_id, []), now)
+        self._count(cluster, recorded)
         for kernel_id in self._known.keys() - served.keys():
             del self._known[kernel_id]
         if cluster.records.is_fresh:
             self._ended = {kernel_id: uid for kernel_id, uid in self._ended.items() if kernel_id in recorded}
+
+    def _count(self, cluster: Cluster, recorded: Mapping[str, Object]) -> None:
+        """Tell Prometheus how many kernels there are, and how old what is known of them is."""
+        counts: Counter[tuple[str, str]] = Counter()
+        for kernel_id, item in recorded.items():
+            known = self._known.get(kernel_id)
+            phase = known.status.phase.value if known is not None and known.status is not None else "starting"
+            counts[item["metadata"]["labels"].get(names.LIMIT_CLASS, ""), phase] += 1
+        metrics().count_kernels(counts)
+        for resource, informer in (("pods", cluster.pods), ("secrets", cluster.records)):
+            since = informer.stale_since
+            metrics().staleness.labels(resource).set(0 if since is None else asyncio.get_running_loop().time() - since)
+
+    def _note(self, kernel_id: str, kernel: Any, known: _Known, now: Status) -> None:
+        """Log a change of a kernel's status, and tell those who are connected what is about to happen to it."""
+        if now == known.status:
+            return
+        user = self._kernels.user_of(kernel_id)
+        pod = "/".join(kernel.process_proxy.key or ()) if kernel.process_proxy is not None else ""
+        transition(kernel_id, user.name if user is not None else "", kernel.kernel_name, pod, known.status, now)
+        known.status = now
+        if now.phase in (Phase.ENDING_SOON, Phase.UNREACHABLE):
+            for websocket in serving.websockets(kernel_id):
+                websocket.notice(f"The kernel: {now.sentence}.")
 
     def died(self, kernel_id: str, sentence: str) -> None:
         """Have a kernel be dead, and say why, here and to those who are connected."""
@@ -160,7 +212,7 @@ class Keeper:
         if kernel.execution_state == "dead" and kernel.reason == sentence:
             return
         log.warning("Kernel %s is dead: %s", kernel_id, sentence)
-        kernel.execution_state, kernel.reason = "dead", sentence
+        kernel.execution_state, kernel.reason, kernel.died_at = "dead", sentence, timestamp()
         kernel.kernel = None
         kernel.shutting_down = False
         for websocket in serving.websockets(kernel_id):
@@ -271,6 +323,7 @@ class Keeper:
         current = cluster.pods.get(key) if key is not None else None
         known.last = current or known.last
         if kernel.execution_state == "dead":
+            self._note(kernel_id, kernel, known, Status(Phase.FAILED, kernel.reason, hopeless=True, cause=known.cause))
             if current is None and not _obituary(item) and cluster.pods.is_fresh:
                 # its pod, which would say so, is gone
                 self._begin(kernel_id, _mark(cluster, item, kernel.reason))
@@ -279,10 +332,13 @@ class Keeper:
             return
         if current is not None and not status.has_ended(current):
             known.death = None
+            node = cluster.nodes.get(("", current["spec"].get("nodeName", ""))) if cluster.nodes is not None else None
+            self._note(kernel_id, kernel, known, status.classify(current, (), datetime.now(timezone.utc), node=node, answers=True))
             if (begun := serving.started_at(current)) is not None and datetime.now(timezone.utc) - begun > _STABLE:
                 known.crashes = 0
             return
         found = status.classify(known.last, (), datetime.now(timezone.utc), is_gone=current is None)
+        known.cause = found.cause
         known.death = known.death or _Death(now, found)
         self._decide(cluster, kernel_id, kernel, item, known, now)
 

@@ -47,6 +47,8 @@ class ElasticKernelManager(RemoteKernelManager):  # type: ignore[misc]
     """Whose it is, as verified at its start; None where nobody is verified."""
     reason: str = ""
     """Why it is dead, if it is."""
+    died_at: str = ""
+    """And since when."""
 
     async def start_kernel(self, *, user: User | None = None, **kwargs: Any) -> None:
         """Start the kernel, for ``user`` the first time; a restart leaves it to whom it belongs."""

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from jupyter_server.utils import url_path_join
 
-from elastic_kernels.gateway import handlers, spark_ui
+from elastic_kernels.gateway import handlers, metrics, report, spark_ui
 from elastic_kernels.gateway.channels import Channels
 from elastic_kernels.gateway.verified import Verified
 
@@ -29,11 +29,19 @@ EXTENSIONS: Final[dict[str, type[Verified]]] = {
 """By the names that the handlers have in Enterprise Gateway and Jupyter Server."""
 
 
+OWN: Final[dict[str, type[Verified]]] = {
+    report.PATH: report.KernelStatus,
+    metrics.PATH: metrics.Metrics,
+    spark_ui.PATTERN: spark_ui.SparkUI,
+}
+"""What Enterprise Gateway does not have, by path."""
+
+
 def extended(handlers: list[tuple[Any, ...]], base_url: str) -> list[tuple[Any, ...]]:
     """Return an application's handlers, each with what it is extended by put before it, and ours."""
-    ours = (url_path_join("/", base_url, spark_ui.PATTERN), spark_ui.SparkUI)
+    ours = [(url_path_join("/", base_url, path), handler) for path, handler in OWN.items()]
     # first, because the last of the others is for whatever there is not
-    return [ours, *((path, _extended(handler), *rest) for path, handler, *rest in handlers)]
+    return [*ours, *((path, _extended(handler), *rest) for path, handler, *rest in handlers)]
 
 
 def _extended(handler: Any) -> Any:

@@ -32,6 +32,8 @@ class Verified(web.RequestHandler):
 
     caller: Caller | None = None
     """Who sent the request; None where nobody is verified."""
+    waits: ClassVar[bool] = True
+    """Whether a kernel that others started is waited for."""
     connects: ClassVar[bool] = False
     """Whether it is a connection to a kernel, which has to answer."""
     audited: dict[str, Any]
@@ -60,7 +62,8 @@ class Verified(web.RequestHandler):
             self.caller = await verifier.identify(self.request)
             self.current_user = self.caller
         if kernel_id is not None and self.request.method != "OPTIONS":
-            await self.kernels.keeper.find(kernel_id, is_to_answer=self.connects)
+            if self.waits:
+                await self.kernels.keeper.find(kernel_id, is_to_answer=self.connects)
             if self.caller is not None:
                 self.own(kernel_id)
         result = super().prepare()

@@ -14,11 +14,13 @@ from elastic_kernels import profilefile
 from elastic_kernels.cli import _parser
 from elastic_kernels.gateway import ElasticGatewayApp
 from elastic_kernels.gateway.managers import ElasticMappingKernelManager
+from elastic_kernels.gateway.report import Report
 from elastic_kernels.identity.service import Services
 from elastic_kernels.kernelspecs import variants
 from elastic_kernels.profiles import PROXY_CLASS, from_kernelspec
 from elastic_kernels.request import parse_request
 from elastic_kernels.settings import ElasticKernels
+from elastic_kernels.status import Phase, Status
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -71,6 +73,12 @@ def test_the_services(tmp_path: Path) -> None:
     file = tmp_path / "services.yaml"
     file.write_text(block("yaml", "services:"))
     assert Services(file).identify("none of theirs") is None
+
+
+def test_the_status() -> None:
+    shown = json.loads(block("json", "usually"))
+    status = Status(Phase(shown["phase"]), shown["sentence"], shown["hopeless"], shown["cause"])
+    assert Report(status, shown["since"], "a").model(shown["id"], shown["usually"]) == shown
 
 
 def test_the_gateways_configuration(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,8 @@ DECISIONS = {
     r"/api/kernels/(?P<kernel_id>\w+-\w+-\w+-\w+-\w+)/(?P<action>restart|interrupt)": (f"/api/kernels/{ID}/restart", 401),
     r"/api/kernels/(?P<kernel_id>\w+-\w+-\w+-\w+-\w+)/channels": (f"/api/kernels/{ID}/channels", 401),
     r"/api/kernels/(?P<kernel_id>\w+-\w+-\w+-\w+-\w+)/spark-ui(?P<path>/.*)?": (f"/api/kernels/{ID}/spark-ui/jobs/", 401),
+    r"/api/kernels/(?P<kernel_id>\w+-\w+-\w+-\w+-\w+)/status": (f"/api/kernels/{ID}/status", 401),
+    r"/metrics": ("/metrics", 401),
     r"/api/kernelspecs": ("/api/kernelspecs", 401),
     r"/api/kernelspecs/(?P<kernel_name>[\w\.\-%]+)": ("/api/kernelspecs/small", 401),
     r"/kernelspecs/(?P<kernel_name>[\w\.\-%]+)/(?P<path>.*)": ("/kernelspecs/small/logo.svg", 401),
