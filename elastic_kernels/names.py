@@ -33,6 +33,7 @@ SERVICE: Final = PREFIX + "service"
 START: Final = PREFIX + "start"
 TITLE: Final = PREFIX + "title"
 USAGE: Final = PREFIX + "usage"
+USED: Final = PREFIX + "used"
 USER: Final = PREFIX + "user"
 
 # What stock Enterprise Gateway puts on its pods; network policies and dashboards written for it keep working.

@@ -124,6 +124,10 @@ class Profile(Part):
     needs a number of its own in the setting ``max_kernels_per_class``. Default: none."""
     idle_time: Annotated[int, Field(ge=0)] = 0
     """Seconds without activity after which the kernel may be culled; 0 leaves it to the gateway's setting."""
+    cull_busy: bool = False
+    """Whether a kernel is culled while it executes something, too."""
+    cull_connected: bool = False
+    """Whether it is culled while somebody is connected to it, too."""
     launch_timeout: Annotated[float, Field(gt=0, le=86400)] = 300
     """Seconds within which a kernel must be ready; a client that says that it waits less gets its answer then."""
     grace_period: Annotated[int, Field(ge=1, le=3600)] = 10

@@ -19,9 +19,12 @@ from elastic_kernels.spark import wishes as spark_wishes
 from elastic_kernels.spark.wishes import SparkWishes
 from elastic_kernels.storage import GROUP
 
+KEEP: Final = "KERNEL_KEEP"
+"""Whether a start goes on though its client has hung up: ``true``."""
+
 # Read elsewhere: identity takes the first, Enterprise Gateway itself the second; the third and fourth are set by Enterprise
 # Gateway and by clients, and mean nothing here.
-_KNOWN: Final = frozenset({"KERNEL_USERNAME", "KERNEL_ID", "KERNEL_GATEWAY", "KERNEL_PATH", "JPY_SESSION_NAME"})
+_KNOWN: Final = frozenset({"KERNEL_USERNAME", "KERNEL_ID", KEEP, "KERNEL_GATEWAY", "KERNEL_PATH", "JPY_SESSION_NAME"})
 MAXIMUM_LENGTH: Final = 32768
 _LONGEST_PATH: Final = 1024
 _LONGEST_IMAGE: Final = 512

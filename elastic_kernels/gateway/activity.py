@@ -13,6 +13,7 @@ from typing import Any, Final
 from jupyter_client.session import Session
 from jupyter_server._tz import utcnow
 
+_QUESTION: Final = "kernel_info_request"
 _HEADER: Final = 1
 _PARENT: Final = 2
 _CONTENT: Final = 4
@@ -28,9 +29,12 @@ def watch(kernel: Any) -> None:
     kernel.is_known = False
 
     def heard(parts: list[bytes]) -> None:
-        kernel.last_activity = utcnow()
         _, message = session.feed_identities(parts)
-        note(kernel, session.unpack(message[_HEADER]), session.unpack(message[_PARENT]), lambda: session.unpack(message[_CONTENT]))
+        parent = session.unpack(message[_PARENT])
+        if parent.get("msg_type") != _QUESTION:
+            # gateways ask that, and clients that merely connect
+            kernel.last_activity = utcnow()
+        note(kernel, session.unpack(message[_HEADER]), parent, lambda: session.unpack(message[_CONTENT]))
 
     kernel._activity_stream.on_recv(heard)
 
@@ -48,7 +52,7 @@ def ask(kernel: Any, state: str) -> None:
             kernel.execution_state = "idle"
 
     kernel.asking.on_recv(answered)
-    kernel.session.send(kernel.asking, "kernel_info_request")
+    kernel.session.send(kernel.asking, _QUESTION)
 
 
 def forget(kernel: Any) -> None:

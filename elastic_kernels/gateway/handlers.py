@@ -12,9 +12,11 @@ from tornado import web
 
 from elastic_kernels import profiles
 from elastic_kernels.errors import ElasticKernelsError, ProfileError
+from elastic_kernels.gateway.report import owner
 from elastic_kernels.gateway.sessions import OwnSessions
 from elastic_kernels.gateway.verified import Verified
-from elastic_kernels.identity import Caller
+from elastic_kernels.identity import Caller, User
+from elastic_kernels.request import KEEP
 
 
 class Kernels(Verified):
@@ -61,17 +63,41 @@ class Kernels(Verified):
             named = sent.get("KERNEL_USERNAME")
             user = self.caller.on_behalf_of(named if isinstance(named, str) else None)
             self.audited |= {"user": user.name, "service": user.service}
-        kernel_id = await self.kernels.start_kernel(
+        start = self.kernels.start_kernel(
             kernel_name=model.get("name"),
             path=path,
             env=self._build_kernel_env(sent),
             kernel_headers=self._build_kernel_headers(),
             user=user,
         )
+        kernel_id = await self.while_connected(start, keep=sent.get(KEEP) == "true")
         self.audited["kernel"] = kernel_id
         self.set_header("Location", url_path_join(self.base_url, "api", "kernels", url_escape(kernel_id)))
         self.set_status(201)
         self.finish(json.dumps(self.kernels.kernel_model(kernel_id), default=date_default))
+
+
+class Kernel(Verified):
+    """``/api/kernels/<id>``."""
+
+    def own(self, kernel_id: str) -> User:
+        """Return whose the kernel is; its start can be cancelled, too. Raises HTTPError 404."""
+        keeper = self.kernels.keeper
+        if self.request.method != "DELETE" or kernel_id in self.kernels or keeper.cluster is None:
+            return super().own(kernel_id)
+        user = owner(keeper.cluster, kernel_id)
+        if user is None or (self.caller is not None and not self.caller.may_use(user.name, user.service)):
+            raise web.HTTPError(404, f"Kernel does not exist: {kernel_id}")
+        self.audited |= {"user": user.name, "service": user.service, "kernel": kernel_id}
+        return user
+
+    async def delete(self, kernel_id: str) -> None:
+        """Shut the kernel down, or cancel its start, wherever that is under way."""
+        if kernel_id not in self.kernels and await self.kernels.keeper.cancel(kernel_id):
+            self.set_status(204)
+            self.finish()
+            return
+        await ensure_async(super().delete(kernel_id))
 
 
 class KernelAction(Verified):
@@ -101,7 +127,7 @@ class Sessions(Verified):
         """Start a session, and with it a kernel; why one could not be started is said as for a kernel."""
         self._model()
         try:
-            await ensure_async(super().post(*args, **kwargs))
+            await self.while_connected(ensure_async(super().post(*args, **kwargs)))
         except web.HTTPError as error:
             cause = error.__cause__
             raise cause if isinstance(cause, web.HTTPError | ElasticKernelsError) else error from None

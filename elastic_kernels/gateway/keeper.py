@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,7 +21,7 @@ from elastic_kernels import record as records
 from elastic_kernels.cluster import Cluster, Key, Object, RecordRef, shared
 from elastic_kernels.disruption import Cause
 from elastic_kernels.errors import ClusterAwayError, ClusterError, ConfigurationError, ElasticKernelsError, one_line
-from elastic_kernels.gateway import serving
+from elastic_kernels.gateway import culling, serving
 from elastic_kernels.launch import Started
 from elastic_kernels.metrics import metrics
 from elastic_kernels.restarts import Action
@@ -83,6 +83,8 @@ class Keeper:
         self._tasks: dict[str, asyncio.Task[Any]] = {}
         self._wake = asyncio.Event()
         self._waiting: set[asyncio.Event] = set()
+        self._fresh_since: float | None = None
+        """Since when the copies have been kept up without a break."""
         self._ended: dict[str, str | None] = {}
         """What was shut down here and may still be in the copy: kernels' ids, and their records' uids."""
         self._failed: dict[str, tuple[str, float]] = {}
@@ -164,6 +166,8 @@ class Keeper:
         cluster, served = self._cluster, self._kernels._kernels
         if cluster is None:
             return
+        is_fresh = cluster.pods.is_fresh and cluster.records.is_fresh
+        self._fresh_since = (self._fresh_since or now) if is_fresh else None
         recorded = {_kernel_id(item): item for item in cluster.records.objects()}
         pods: dict[str, list[Object]] = {}
         for item in cluster.pods.objects():
@@ -224,6 +228,26 @@ class Keeper:
         if self._cluster is not None and item is not None and _obituary(item):
             self._begin(kernel_id, _mark(self._cluster, item, ""))
 
+    async def cancel(self, kernel_id: str) -> bool:
+        """Cancel a kernel's start, here or elsewhere; return False if there is none."""
+        starting = self._kernels._starting_kernels.get(kernel_id)
+        if starting is not None and not starting.done():
+            starting.cancel()
+            return True
+        item = self._cluster.record_of(kernel_id) if self._cluster is not None else None
+        if self._cluster is None or item is None or kernel_id in self._ended:
+            return False
+        metadata = item["metadata"]
+        self._ended[kernel_id] = metadata["uid"]
+        await self._end(self._cluster, kernel_id, RecordRef(metadata["name"], "", metadata["uid"]), metadata["namespace"])
+        return True
+
+    async def _end(self, cluster: Cluster, kernel_id: str, record: RecordRef, namespace: str) -> None:
+        """Have all that there is of a kernel deleted, and return when the cluster has accepted that, or after a while."""
+        pods = [item["metadata"]["name"] for item in cluster.pods_of(kernel_id)]
+        endings = [cluster.reaper.end(namespace, pod, grace=0, record=record) for pod in pods or [None]]
+        await asyncio.wait([asyncio.ensure_future(ending.accepted.wait()) for ending in endings], timeout=_ACCEPTED)
+
     async def ended(self, kernel_id: str, kernel: Any, *, was_dead: bool) -> None:
         """Called when a kernel has been shut down here, so that it is not met again; of one that was dead, the rest is ended, too."""
         held = getattr(kernel, "elastic_record", None)
@@ -232,9 +256,7 @@ class Keeper:
         namespace, record = held
         self._ended[kernel_id] = record.uid
         if was_dead:
-            pods = [item["metadata"]["name"] for item in self._cluster.pods_of(kernel_id)]
-            endings = [self._cluster.reaper.end(namespace, pod, grace=0, record=record) for pod in pods or [None]]
-            await asyncio.wait([asyncio.ensure_future(ending.accepted.wait()) for ending in endings], timeout=_ACCEPTED)
+            await self._end(self._cluster, kernel_id, record, namespace)
 
     def _may_begin(self, kernel_id: str, now: float) -> bool:
         is_starting = kernel_id in self._kernels._starting_kernels
@@ -268,7 +290,7 @@ class Keeper:
         kernel_id = kept.kernel_id
         if started is None or kernel_id in self._kernels._kernels or kernel_id in self._kernels._starting_kernels:
             return
-        serving.take_up(self._kernels, cluster, kept, started)
+        serving.take_up(self._kernels, cluster, kept, started, pod)
         self._known[kernel_id] = _Known(was_recorded=True, last=pod)
         self._failed.pop(kernel_id, None)
         if started.address:
@@ -327,13 +349,17 @@ class Keeper:
             if current is None and not _obituary(item) and cluster.pods.is_fresh:
                 # its pod, which would say so, is gone
                 self._begin(kernel_id, _mark(cluster, item, kernel.reason))
+                return
+            self._cull(cluster, kernel_id, kernel, None, now)
             return
         if current is None and not (cluster.pods.is_fresh and known.last is not None):
             return
         if current is not None and not status.has_ended(current):
             known.death = None
             node = cluster.nodes.get(("", current["spec"].get("nodeName", ""))) if cluster.nodes is not None else None
-            self._note(kernel_id, kernel, known, status.classify(current, (), datetime.now(timezone.utc), node=node, answers=True))
+            alive = status.classify(current, (), datetime.now(timezone.utc), node=node, answers=True)
+            self._note(kernel_id, kernel, known, replace(alive, sentence="; ".join(filter(None, (alive.sentence, kernel.warning)))))
+            self._cull(cluster, kernel_id, kernel, current, now)
             if (begun := serving.started_at(current)) is not None and datetime.now(timezone.utc) - begun > _STABLE:
                 known.crashes = 0
             return
@@ -352,6 +378,31 @@ class Keeper:
         for pod in pods:
             if reach.start_of(pod) < reach.start_of(latest) and not pod["metadata"].get("deletionTimestamp"):
                 cluster.reaper.end(*_key(pod), grace=kernel.process_proxy.profile.grace_period)
+
+    def _cull(self, cluster: Cluster, kernel_id: str, kernel: Any, pod: Object | None, now: float) -> None:
+        """Begin to shut a kernel down that has been idle for long enough, or to let others know that it is not."""
+        kernel.warning = ""
+        limit = culling.limit_of(self._kernels, kernel)
+        if not limit:
+            return
+        moment = datetime.now(timezone.utc)
+        here, shared = culling.used_at(self._kernels, kernel, pod, moment)
+        if pod is not None and culling.is_to_be_written(limit, here, shared):
+            self._begin(kernel_id, culling.write(cluster, pod, here))
+            return
+        end = culling.ends_at(limit, here, shared)
+        # who has not seen the others' writing for a while does not know whether it is in use
+        knows = self._fresh_since is not None and now - self._fresh_since > 2 * culling.interval(limit)
+        if moment < end or not knows:
+            kernel.warning = culling.warning(limit, end, moment)
+        else:
+            self._begin(kernel_id, self._shut_idle_down(kernel_id, limit))
+
+    async def _shut_idle_down(self, kernel_id: str, limit: float) -> None:
+        log.warning("Kernel %s has been idle for %.0f seconds and is shut down", kernel_id, limit)
+        for websocket in serving.websockets(kernel_id):
+            websocket.died(f"it was idle for {limit:.0f} seconds and was shut down")
+        await self._kernels.shutdown_kernel(kernel_id)
 
     def _decide(self, cluster: Cluster, kernel_id: str, kernel: Any, item: Object, known: _Known, now: float) -> None:
         """Do with a kernel that has ended what is to be done, once it is sure that nobody else is doing it."""

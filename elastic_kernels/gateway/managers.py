@@ -49,6 +49,8 @@ class ElasticKernelManager(RemoteKernelManager):  # type: ignore[misc]
     """Why it is dead, if it is."""
     died_at: str = ""
     """And since when."""
+    warning: str = ""
+    """What its user should know: that it is about to be culled."""
 
     async def start_kernel(self, *, user: User | None = None, **kwargs: Any) -> None:
         """Start the kernel, for ``user`` the first time; a restart leaves it to whom it belongs."""
@@ -189,6 +191,11 @@ class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[m
             return issubclass(import_item(proxy["class_name"]), ElasticKernelProxy)
         except (ImportError, KeyError, TypeError, ValueError, OSError):
             return False
+
+    async def cull_kernel_if_idle(self, kernel_id: str) -> None:
+        """Called for each kernel once in a while: for ours the keeper decides, who sees what other gateways know."""
+        if getattr(self._kernels.get(kernel_id), "elastic_record", None) is None:
+            await super().cull_kernel_if_idle(kernel_id)
 
     def calls_back(self, name: str) -> bool:
         """Tell whether the kernel of this name is one whose launcher calls the gateway back. Raises NoSuchKernel and ProfileError."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any, Final
 
@@ -73,6 +73,8 @@ def report(cluster: Cluster, kernel: Any, kernel_id: str, events: Iterable[Objec
         return Report(Status(Phase.QUEUED, NOT_TAKEN), item["metadata"]["creationTimestamp"] if item else "", profile)
     node = cluster.nodes.get(("", pod["spec"].get("nodeName", ""))) if cluster.nodes is not None else None
     found = status.classify(pod, events, datetime.now(timezone.utc), node=node, answers=kernel is not None)
+    if found.phase is Phase.READY and kernel.warning:
+        found = replace(found, sentence=f"{found.sentence}; {kernel.warning}")
     return Report(found, found.since or pod["metadata"]["creationTimestamp"], profile)
 
 

@@ -16,6 +16,7 @@ from elastic_kernels.gateway.verified import Verified
 
 EXTENSIONS: Final[dict[str, type[Verified]]] = {
     "MainKernelHandler": handlers.Kernels,
+    "KernelHandler": handlers.Kernel,
     "KernelActionHandler": handlers.KernelAction,
     "ZMQChannelsHandler": Channels,
     "SessionRootHandler": handlers.Sessions,

@@ -13,15 +13,15 @@ from typing import Any
 from jupyter_server._tz import utcnow
 from jupyter_server.services.kernels.handlers import ZMQChannelsHandler
 
-from elastic_kernels import disruption
-from elastic_kernels.cluster import Cluster
+from elastic_kernels import disruption, names
+from elastic_kernels.cluster import Cluster, Object
 from elastic_kernels.gateway import activity
 from elastic_kernels.identity import User
 from elastic_kernels.launch import Started
 from elastic_kernels.record import Record
 
 
-def take_up(kernels: Any, cluster: Cluster, record: Record, started: Started) -> Any:
+def take_up(kernels: Any, cluster: Cluster, record: Record, started: Started, pod: Object | None) -> Any:
     """Make the manager of a kernel that runs, or has run, and put it among ``kernels``. Raises what a broken kernelspec raises."""
     kernel_id = record.kernel_id
     kernel = kernels.kernel_manager_factory(
@@ -38,7 +38,7 @@ def take_up(kernels: Any, cluster: Cluster, record: Record, started: Started) ->
     kernel._capture_user_overrides(env=environment)
     kernel._get_process_proxy()
     kernel.kernel_id = kernel_id
-    kernel.last_activity = utcnow()
+    used = disruption.time((pod["metadata"].get("annotations") or {}).get(names.USED)) if pod is not None else None
     kernel.execution_state = "starting"
     kernel.reason = ""
     kernels._kernels[kernel_id] = kernel
@@ -47,8 +47,7 @@ def take_up(kernels: Any, cluster: Cluster, record: Record, started: Started) ->
     kernels._kernel_ports[kernel_id] = kernel.ports
     kernels.parent.kernel_session_manager.create_session(kernel_id, kernel_name=record.kernel_name, env=environment)
     kernels.add_restart_callback(kernel_id, lambda: kernels._handle_kernel_died(kernel_id), "dead")
-    if not kernels._initialized_culler:
-        kernels.initialize_culler()
+    kernel.last_activity = used or utcnow()
     return kernel
 
 

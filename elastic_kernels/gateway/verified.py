@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import logging
+from collections.abc import Awaitable
 from http.client import responses
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeVar
 from urllib.parse import parse_qsl, urlencode
 
 from enterprise_gateway.base.handlers import NotFoundHandler
@@ -20,6 +22,11 @@ from elastic_kernels.identity import Caller, User
 from elastic_kernels.identity.verifier import Verifier
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# what nginx writes into its log
+_HUNG_UP: Final = 499
 
 VERIFIER: Final = "elastic_kernels_verifier"
 """The application's setting that holds the Verifier, None where nobody is verified."""
@@ -38,6 +45,9 @@ class Verified(web.RequestHandler):
     """Whether it is a connection to a kernel, which has to answer."""
     audited: dict[str, Any]
     """What the request's audit line will say."""
+
+    _work: asyncio.Future[Any] | None = None
+    _hung_up = False
 
     # the extended handlers' own
     base_url: str
@@ -69,6 +79,25 @@ class Verified(web.RequestHandler):
         result = super().prepare()
         if inspect.isawaitable(result):
             await result
+
+    async def while_connected(self, work: Awaitable[T], *, keep: bool = False) -> T:
+        """Return what ``work`` does, and cancel it when the client hangs up, unless it is to be kept. Raises HTTPError then."""
+        self._work = None if keep else asyncio.ensure_future(work)
+        try:
+            return await (self._work if self._work is not None else work)
+        except asyncio.CancelledError:
+            if self._work is None or not self._work.cancelled():
+                raise
+            if self._hung_up:
+                raise web.HTTPError(_HUNG_UP, "The client hung up, so that the start was cancelled.") from None
+            raise web.HTTPError(409, "The kernel was shut down while it started.") from None
+
+    def on_connection_close(self) -> None:
+        """Called when the client has hung up."""
+        super().on_connection_close()
+        self._hung_up = True
+        if self._work is not None:
+            self._work.cancel()
 
     def body(self) -> dict[str, Any]:
         """Return the request's body, empty where there is none. Raises HTTPError 400."""

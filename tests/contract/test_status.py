@@ -143,3 +143,42 @@ async def metrics(gateway: Gateway) -> str:
     async with aiohttp.ClientSession() as client, client.get(f"{gateway.address}/metrics", headers=ROOT) as answer:
         assert answer.status == 200
         return await answer.text()
+
+
+async def test_a_client_that_hangs_up_cancels_its_start(backend: Backend, gateway: Gateway) -> None:
+    kernel_id, launch = begin(gateway, "huge")
+    await reaches(gateway, kernel_id, "scheduling")
+    launch.cancel()
+    await until(lambda: nothing(backend, kernel_id), "the pod and the record to go", seconds=10)
+    assert (await status(gateway, kernel_id))["sentence"] == "it was given up"
+
+
+async def test_a_start_that_is_to_be_kept_goes_on(backend: Backend, gateway: Gateway) -> None:
+    kernel_id, launch = begin(gateway, "small", KERNEL_KEEP="true")
+
+    async def known() -> bool:
+        return bool((await status(gateway, kernel_id))["phase"] != 404)
+
+    await until(known, "the start to begin")
+    launch.cancel()
+    await reaches(gateway, kernel_id, "ready")
+    assert (await gateway.request("DELETE", f"/api/kernels/{kernel_id}", headers=ANA))[0] == 204
+
+
+async def test_a_start_is_cancelled_by_its_id_at_any_gateway(
+    backend: Backend, gateway: Gateway, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    directory = tmp_path_factory.mktemp("beside")
+    write_kernelspecs(directory, PROFILES)
+    async with running_gateway(directory, {**backend.environment, **IDENTITY}, configuration=PLUGGED_IN) as beside:
+        for asked, code in ((gateway, 409), (beside, 500)):
+            kernel_id, launch = begin(gateway, "huge")
+            await reaches(asked, kernel_id, "scheduling")
+            assert (await asked.request("DELETE", f"/api/kernels/{kernel_id}", headers=BIA))[0] == 404
+            assert (await asked.request("DELETE", f"/api/kernels/{kernel_id}", headers=ANA))[0] == 204
+            assert (await launch)[0] == code
+            await until(lambda kernel_id=kernel_id: nothing(backend, kernel_id), "the pod and the record to go", seconds=10)
+
+
+async def nothing(backend: Backend, kernel_id: str) -> bool:
+    return not await backend.pods(kernel_id) and kernel_id not in str(await backend.records())
