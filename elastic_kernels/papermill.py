@@ -142,7 +142,7 @@ class _Runner(PapermillNotebookClient):  # type: ignore[misc]
             raise lost from error
 
     def _why(self) -> str:
-        return getattr(self.kc, "lost", None) or "the kernel ended"
+        return getattr(self.kc, "lost", None) or "the kernel has ended"
 
 
 async def _ended() -> None:

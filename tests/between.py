@@ -12,8 +12,8 @@ class Between:
     """A TCP proxy in front of a gateway."""
 
     def __init__(self, gateway: str) -> None:
-        parts = urlsplit(gateway)
-        self._target = (parts.hostname, parts.port)
+        self.gateway = gateway
+        """Where new connections lead."""
         self._server: asyncio.Server | None = None
         self._pairs: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
         self._port = 0
@@ -53,7 +53,8 @@ class Between:
         await self._swallowed.wait()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, onward = await asyncio.open_connection(*self._target)
+        parts = urlsplit(self.gateway)
+        there, onward = await asyncio.open_connection(parts.hostname, parts.port)
         pair = (writer, onward)
         self._pairs.add(pair)
         try:

@@ -33,6 +33,9 @@ _PROVEN_SECONDS: Final = 5.0
 _FIRST_PAUSE: Final = 0.25
 _LONGEST_PAUSE: Final = 10.0
 
+DEAD_KERNEL: Final = "DeadKernel"
+"""The error with which a gateway ends a cell whose kernel has ended."""
+
 Message = dict[str, Any]
 
 
@@ -94,12 +97,13 @@ class Channels:
     async def _connect(self) -> WebSocketClientConnection | Answer:
         """Return a new connection, or why there is none."""
         answer = await self._gateway.ask("GET", f"/api/kernels/{self._kernel_id}")
-        if answer.status == 200:
+        self._judge(answer)
+        if answer.status == 200 and self.lost is None:
             connection = await self._open()
             if isinstance(connection, WebSocketClientConnection):
                 return connection
             answer = connection
-        self._judge(answer)
+            self._judge(answer)
         return answer
 
     async def _open(self) -> WebSocketClientConnection | Answer:
@@ -137,8 +141,10 @@ class Channels:
         is_probe = self._ledger.is_probe(message)
         loss = self._ledger.heard(channel, message)
         kind, content = message["header"]["msg_type"], message["content"]
-        if kind == "status" and content.get("execution_state") in ("restarting", "dead"):
-            self.lost = "the kernel ended, and with it everything that its cells had made"
+        if kind == "execute_reply" and content.get("ename") == DEAD_KERNEL:
+            self.lost = _clause(str(content.get("evalue", "")))
+        elif kind == "status" and content.get("execution_state") in ("restarting", "dead"):
+            self.lost = self.lost or "the kernel has ended, and with it all that its cells had made"
         elif channel == "stdin" and kind == "input_request":
             self.lost = f"a cell asks for input ({content.get('prompt', '')!r}), and nobody is there to give it"
         elif not is_probe:
@@ -176,6 +182,8 @@ class Channels:
 
     def _judge(self, answer: Answer) -> None:
         """Find out whether an answer about the kernel is the last one."""
+        if answer.status == 200 and answer.body.get("execution_state") == "dead":
+            self.lost = self.lost or f"the kernel is dead: {answer.body.get('reason') or 'it has ended'}"
         now = asyncio.get_running_loop().time()
         self._gone_since = (self._gone_since or now) if answer.status == 404 else None
         # a gateway that was started anew may take a moment to find its kernels
@@ -183,6 +191,11 @@ class Channels:
             self.lost = "the gateway does not know the kernel any more: somebody shut it down, it was idle for too long, or it was lost"
         elif answer.status in (401, 403):
             self.lost = f"the gateway lets nobody in any more: {answer.sentence}"
+
+
+def _clause(sentence: str) -> str:
+    """Return a sentence as a part of another one."""
+    return sentence[:1].lower() + sentence[1:].rstrip(".") or "the kernel has ended"
 
 
 def _plain(value: Any) -> str:

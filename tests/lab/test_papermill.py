@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ import pytest
 from tests import notebooks
 from tests.between import between
 from tests.conftest import Backend, gateway_on, profile
-from tests.gateway import PLUGGED_IN, Gateway, free_port, until
+from tests.gateway import PLUGGED_IN, Gateway, free_port, running_gateway, until
 from tests.notebooks import executed, lab_program
 
 SECONDS = 90.0
@@ -48,6 +48,8 @@ class Schedule:
 
     gateway: Gateway
     folder: Path
+    environment: Mapping[str, str]
+    """What another gateway of the same deployment needs."""
 
     def write(self, name: str, *cells: str, kernel: str | None = "small", parameters: str | None = None) -> Path:
         """Write a notebook into the folder."""
@@ -173,7 +175,7 @@ async def schedule(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -
         "crowded": profile("crowded", cpu="1000", launch_timeout=2),
     }
     async with gateway_on(backend, directory, profiles, environment=environment, configuration=PLUGGED_IN) as gateway:
-        yield Schedule(gateway, folder)
+        yield Schedule(gateway, folder, {**backend.environment, **environment})
 
 
 @pytest.fixture(autouse=True)
@@ -452,11 +454,57 @@ async def test_a_gateway_that_does_not_come_back(schedule: Schedule) -> None:
     await schedule.gateway.request("DELETE", f"/api/kernels/{kernel['id']}", headers={"X-Forwarded-User": "ana"})
 
 
+@asynccontextmanager
+async def another_gateway(schedule: Schedule, directory: Path) -> AsyncIterator[Gateway]:
+    (directory / "kernels").symlink_to(schedule.gateway.directory / "kernels")
+    async with running_gateway(directory, schedule.environment, configuration=PLUGGED_IN) as gateway:
+        yield gateway
+
+
+async def test_a_gateway_that_is_killed_and_another_one_that_goes_on(schedule: Schedule, tmp_path: Path) -> None:
+    notebook = schedule.write("killed.ipynb", f"x = 1\n{says('killed runs')}\n{waits('another is there')}\nprint('over')", "print(x)")
+    async with (
+        another_gateway(schedule, tmp_path) as first,
+        between(first.address) as proxy,
+        schedule.begun("elastic-kernels", "run", str(notebook), gateway=proxy.address, **ANA) as process,
+    ):
+        await schedule.seen("killed runs")
+        first.kill()
+        await said(process, "does not answer")
+        proxy.gateway = schedule.gateway.address
+        await said(process, "the run goes on")
+        schedule.touch("another is there")
+        run = await ended(process)
+    assert run.code == 0, run
+    assert outputs(notebook) == ["over\n", "1\n"]
+
+
+async def test_a_cell_that_ended_while_no_gateway_was_there(schedule: Schedule, tmp_path: Path) -> None:
+    cell = f"{says('dies runs')}\n{waits('none is there')}\n{says('dies is over')}"
+    notebook = schedule.write("nobody.ipynb", cell, "print('never')")
+    async with (
+        another_gateway(schedule, tmp_path) as first,
+        between(first.address) as proxy,
+        schedule.begun("elastic-kernels", "run", str(notebook), gateway=proxy.address, **ANA) as process,
+    ):
+        await schedule.seen("dies runs")
+        first.kill()
+        await said(process, "does not answer")
+        schedule.touch("none is there")
+        await schedule.seen("dies is over")
+        proxy.gateway = schedule.gateway.address
+        run = await ended(process)
+    assert run.code == 138, run
+    assert "Cell 1 has no result: the cell's result was lost" in run.err
+
+
 async def test_a_kernel_that_dies(schedule: Schedule) -> None:
     notebook = schedule.write("dies.ipynb", "import os; os._exit(1)", "print('never')")
     run = await schedule.papermill(notebook, **ANA)
     assert run.code == 138, run
-    assert outputs(notebook)[0].startswith("KernelLostError: Cell 1 has no result: the kernel ended")
+    assert outputs(notebook)[0].startswith("The kernel has ended and is started again")
+    assert "\nKernelLostError: Cell 1 has no result: the kernel has ended and is started again" in outputs(notebook)[0]
+    assert outputs(notebook)[0].endswith(": it ended with exit code 1.")
     assert outputs(notebook)[1] == ""
 
 
@@ -520,6 +568,6 @@ async def test_the_example_tells_what_may_pass_from_what_does_not(schedule: Sche
     assert outputs(good)[-1] == "'24' 2\n"
     with pytest.raises(module.NotebookFailedError, match=r"The cell 1 of .*failing.ipynb failed"):
         await task(schedule.write("failing.ipynb", "1/0"))
-    with pytest.raises(module.NotebookLaterError, match="the kernel ended"):
+    with pytest.raises(module.NotebookLaterError, match="the kernel has ended"):
         await task(schedule.write("dying.ipynb", "import os; os._exit(1)"))
     assert "ZeroDivisionError" in capfd.readouterr().out
