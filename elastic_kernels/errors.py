@@ -60,7 +60,7 @@ class LimitReachedError(ElasticKernelsError):
     """The user, or the deployment, has as many kernels as it may have."""
 
     status = 403
-    retry_after = 10.0
+    retry_after = 5.0
 
 
 class NotFoundError(ElasticKernelsError):

@@ -85,9 +85,11 @@ class Channels:
                     why = connection.sentence
                 if self.lost is None and loop.time() - away_since >= self._away_seconds:
                     self.lost = f"the gateway did not come back within {self._away_seconds:.0f} seconds: {why}"
+                if self.lost is not None:
+                    return
                 if pause == _FIRST_PAUSE:
                     self._tell(f"{why} Trying again for {self._away_seconds:.0f} seconds.")
-                await asyncio.sleep(0 if self.lost else pause)
+                await asyncio.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
         finally:
             looking.cancel()

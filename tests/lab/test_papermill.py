@@ -278,37 +278,32 @@ async def test_a_user_chooses_another_limit_only_where_an_operator_opened_it(sch
             assert (await ended(process)).code == 0
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "arguments", "code", "sentence"),
-    [
-        ("unknown", None, ["--profile", "huge"], 1, "has no profile 'huge': there are crowded, missing, opened, slow, small."),
-        ("none", "no-kernel", [], 2, "names no kernel: name a profile with --profile."),
-        ("broken", "{", [], 2, "cannot be read: Notebook does not appear to be JSON: '{'."),
-        ("gone", "", [], 2, "cannot be read: No such file or directory."),
-        (
-            "missing",
-            None,
-            ["--profile", "missing"],
-            1,
-            "The kernel 'missing' cannot start: its image ",
-        ),
-        ("folder", None, ["--output", "/nowhere/out.ipynb"], 1, "output folder /nowhere doesn't exist."),
-        ("yaml", None, ["-y", "["], 2, "--parameters-yaml is not YAML"),
-        ("token", None, ["--gateway", "gateway:8888"], 2, "'gateway:8888' is not the address of a gateway"),
-    ],
-)
-async def test_what_can_be_wrong_is_said_in_a_sentence(
-    schedule: Schedule, name: str, text: str | None, arguments: list[str], code: int, sentence: str
-) -> None:
-    notebook = schedule.write(f"{name}.ipynb", "1", kernel=None if text == "no-kernel" else "small")
-    if text == "":
-        notebook.unlink()
-    elif text == "{":
-        notebook.write_text(text)
-    run = await schedule.run("elastic-kernels", "run", str(notebook), *arguments, **ANA)
-    assert run.code == code, run
-    assert sentence in run.err.splitlines()[-1]
-    assert "Traceback" not in run.err
+WRONG: list[tuple[str, str | None, list[str], int, str]] = [
+    ("unknown", None, ["--profile", "huge"], 1, "has no profile 'huge': there are crowded, missing, opened, slow, small."),
+    ("none", "no kernel", [], 2, "names no kernel: name a profile with --profile."),
+    ("broken", "{", [], 2, "cannot be read: Notebook does not appear to be JSON: '{'."),
+    ("gone", "", [], 2, "cannot be read: No such file or directory."),
+    ("missing", None, ["--profile", "missing"], 1, "The kernel 'missing' cannot start: its image "),
+    ("folder", None, ["--output", "/nowhere/out.ipynb"], 1, "output folder /nowhere doesn't exist."),
+    ("yaml", None, ["-y", "["], 2, "--parameters-yaml is not YAML"),
+    ("address", None, ["--gateway", "gateway:8888"], 2, "'gateway:8888' is not the address of a gateway"),
+]
+
+
+async def test_what_can_be_wrong_is_said_in_a_sentence(schedule: Schedule) -> None:
+    async def run(name: str, text: str | None, arguments: list[str]) -> Ended:
+        notebook = schedule.write(f"{name}.ipynb", "1", kernel=None if text == "no kernel" else "small")
+        if text == "":
+            notebook.unlink()
+        elif text == "{":
+            notebook.write_text(text)
+        return await schedule.run("elastic-kernels", "run", str(notebook), *arguments, **ANA)
+
+    runs = await asyncio.gather(*(run(name, text, arguments) for name, text, arguments, _, _ in WRONG))
+    for ended_, (_, _, _, code, sentence) in zip(runs, WRONG, strict=True):
+        assert ended_.code == code, ended_
+        assert sentence in ended_.err.splitlines()[-1]
+        assert "Traceback" not in ended_.err
 
 
 async def test_a_notebook_without_a_cell_for_parameters(schedule: Schedule) -> None:
@@ -337,19 +332,22 @@ async def test_a_start_that_fails_in_passing_is_tried_again(schedule: Schedule) 
     assert "crowded: waiting for the kernel (1 s)" in run.err or "crowded: no machine fits it" in run.err
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("program", ["elastic-kernels", "papermill"])
-async def test_who_ends_a_run_ends_its_kernel(schedule: Schedule, number: signal.Signals, code: int, program: str) -> None:
-    begun = f"{program} {code}"
-    notebook = schedule.write("long.ipynb", f"{says(begun)}\n{waits('never')}")
-    command = ("run", str(notebook)) if program == "elastic-kernels" else ("--engine", "elastic-kernels", str(notebook), "out.ipynb")
-    async with schedule.begun(program, *command, **ANA) as process:
-        await schedule.seen(begun)
-        process.send_signal(number)
-        run = await ended(process)
-    assert run.code == (1 if program == "papermill" and number is signal.SIGINT else code), run
-    assert program == "papermill" or "Traceback" not in run.err
-    assert "Task was destroyed" not in run.err
+async def test_who_ends_a_run_ends_its_kernel(schedule: Schedule, program: str) -> None:
+    async def stopped(number: signal.Signals) -> Ended:
+        begun = f"{program} {number.name}"
+        notebook = schedule.write(f"{begun}.ipynb", f"{says(begun)}\n{waits('never')}")
+        papermill = ("--engine", "elastic-kernels", str(notebook), str(executed(notebook)))
+        async with schedule.begun(program, *(papermill if program == "papermill" else ("run", str(notebook))), **ANA) as process:
+            await schedule.seen(begun)
+            process.send_signal(number)
+            return await ended(process)
+
+    interrupted, terminated = await asyncio.gather(stopped(signal.SIGINT), stopped(signal.SIGTERM))
+    assert (interrupted.code, terminated.code) == (1 if program == "papermill" else 130, 143), (interrupted, terminated)
+    for run in (interrupted, terminated):
+        assert program == "papermill" or "Traceback" not in run.err
+        assert "Task was destroyed" not in run.err
 
 
 async def test_who_ends_a_start_ends_its_kernel(schedule: Schedule, backend: Backend) -> None:
