@@ -115,6 +115,17 @@ def find(pod: Object, events: Iterable[Object], now: datetime, node: Object | No
     return lost or leaving
 
 
+def of_node(node: Object) -> dict[str, Any]:
+    """Return what of a node is looked at here: a node is large, and says every few minutes that it is well."""
+    conditions = [condition(node.get("status") or {}, kind) for kind in _LEAVING_CONDITIONS]
+    announced = [found for found in conditions if found.get("status") == "True"]
+    return {
+        "metadata": {name: node["metadata"][name] for name in ("name", "uid") if name in node["metadata"]},
+        "spec": {"taints": (node.get("spec") or {}).get("taints") or []},
+        "status": {"conditions": [{key: found[key] for key in ("type", "status", "message") if key in found} for found in announced]},
+    }
+
+
 def is_unheard(pod: Object, node: Object | None, now: datetime) -> bool:
     """Tell whether nobody hears of a pod's machine any more.
 

@@ -135,6 +135,8 @@ class Profile(Part):
     restart_after_loss: bool = False
     """Whether a kernel that somebody is connected to is started again when its machine was lost, reclaimed or needed for something
     else. It starts empty. Default: it stays dead, says why, and waits for its user."""
+    on_demand_after_loss: bool = False
+    """Whether such a start of a kernel on spot machines does without them: where one was taken back, there may be no other."""
     labels: OwnLabels = {}
     annotations: OwnAnnotations = {}
     users: tuple[Annotated[str, Field(min_length=1)], ...] = ()

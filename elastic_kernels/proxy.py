@@ -126,9 +126,10 @@ class ElasticKernelProxy(_k8s.KubernetesProcessProxy):  # type: ignore[misc,name
             launch_arguments={"env": dict(environment)},
         )
         self.log.info("Kernel %s: %r starts %r", self.kernel_id, user.name, self.profile.name)
+        without_spot = getattr(self.kernel_manager, "on_demand", False)
         started = await launch(
             self._cluster,
-            self.profile,
+            self.profile.model_copy(update={"spot": False}) if without_spot else self.profile,
             asked,
             request,
             pod.Spot(settings.spot_label, settings.spot_taint),

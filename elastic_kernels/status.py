@@ -63,6 +63,8 @@ class Status:
     """The cluster's time (RFC 3339) at which the phase began, where the cluster says it."""
 
 
+SOON: Final = "it will be ended soon: "
+
 # The kubelet's words for what no later attempt can mend (waiting.reason of a container).
 _FINAL_REASONS: Final = {
     "InvalidImageName": "its image's name {image!r} is not valid",
@@ -195,7 +197,7 @@ def _running(status: Object, disrupted: Disruption | None, answers: bool) -> Sta
     if disrupted is not None:
         if disrupted.cause is Cause.NODE_LOST:
             return Status(Phase.UNREACHABLE, f"{disrupted.words}; it may come back", cause=disrupted.cause)
-        return Status(Phase.ENDING_SOON, f"it will be ended soon: {disrupted.words}", cause=disrupted.cause)
+        return Status(Phase.ENDING_SOON, f"{SOON}{disrupted.words}", cause=disrupted.cause)
     if answers:
         return Status(Phase.READY, "it is ready", since=since)
     return Status(Phase.RUNNING, "its container runs, and the kernel does not answer yet", since=since)

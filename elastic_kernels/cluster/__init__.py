@@ -14,13 +14,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
-from elastic_kernels import hubnames, names
+from elastic_kernels import disruption, hubnames, names
 from elastic_kernels.cluster import executors
 from elastic_kernels.cluster.client import Client, Object
 from elastic_kernels.cluster.executors import Executors
 from elastic_kernels.cluster.informer import Informer, Key
 from elastic_kernels.cluster.reaper import Ending, Reaper, RecordRef
 from elastic_kernels.cluster.sweeper import Sweeper
+from elastic_kernels.errors import ClusterAwayError, ClusterError
 from elastic_kernels.settings import ElasticKernels, default_namespace
 from elastic_kernels.starts import Starts
 
@@ -77,9 +78,24 @@ class Cluster:
             loop.create_task(sweeper.run(), name="sweep"),
             loop.create_task(cluster.executors.run(), name="watch executors"),
             loop.create_task(superfluous.run(), name="end executors"),
+            loop.create_task(cluster._watch_nodes(), name="watch nodes"),
         ]
         log.info("Kernels run in the namespace %r, as the deployment %r", settings.user_namespace or namespace, cluster.deployment)
         return cluster
+
+    async def _watch_nodes(self) -> None:
+        """Watch the nodes, if that is allowed: what is about to happen to one is its kernels' users' business."""
+        while True:
+            try:
+                await self.client.list("nodes", None, limit="1")
+                break
+            except ClusterError as error:
+                log.warning("Nodes cannot be watched, so that nobody is told when a machine is about to go: %s", error)
+                return
+            except ClusterAwayError:
+                await asyncio.sleep(_CLOSE_SECONDS)
+        self.nodes = Informer(self.client, "nodes", None, selectors={}, trim=disruption.of_node)
+        await self.nodes.run()
 
     def namespace_of(self, user: str) -> str:
         """Return the namespace of a user's pods and records: that of all, or one of their own, where their claims are."""
@@ -92,6 +108,11 @@ class Cluster:
     def pods_of(self, kernel_id: str) -> list[Object]:
         """Return a kernel's pods, as last seen."""
         return [item for item in self.pods.objects() if item["metadata"]["labels"].get(names.KERNEL_ID) == kernel_id]
+
+    def node_of(self, pod: Object | None) -> Object | None:
+        """Return the node that a pod is on, as far as it is watched."""
+        name = pod["spec"].get("nodeName") if pod is not None else None
+        return self.nodes.get(("", name)) if self.nodes is not None and name else None
 
     async def close(self, seconds: float = 0.0) -> None:
         """Stop watching and close all connections; running kernels stay as they are.

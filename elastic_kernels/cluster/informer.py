@@ -38,10 +38,12 @@ class Informer:
         selectors: Mapping[str, str],
         metadata_only: bool = False,
         on_change: Callable[[], None] | None = None,
+        trim: Callable[[Object], Object] | None = None,
     ) -> None:
         """``selectors`` are ``labelSelector`` and ``fieldSelector``; ``on_change`` is called after any change, and must not block.
 
-        With ``metadata_only`` the copy holds nothing else of the objects.
+        With ``metadata_only`` the copy holds nothing else of the objects. ``trim`` returns what is kept of one; a change of what is not
+        kept is none.
         """
         self.stale_since: float | None = None
         """The loop's time since which the copy has not been kept up, None while it is."""
@@ -50,6 +52,7 @@ class Informer:
         self._namespace = namespace
         self._selectors = dict(selectors)
         self._metadata_only = metadata_only
+        self._trim = trim
         self._observers: set[Callable[[], None]] = {on_change} if on_change else set()
         self._pause = _FIRST_WAIT
         self._objects: dict[Key, Object] = {}
@@ -121,7 +124,7 @@ class Informer:
 
     async def _list(self) -> None:
         answer = await self._client.list(self._resource, self._namespace, metadata_only=self._metadata_only, **self._selectors)
-        objects = {_key(item): item for item in answer.get("items") or ()}
+        objects = {_key(item): self._kept(item) for item in answer.get("items") or ()}
         gone = self._objects.keys() - objects.keys()
         changed = [key for key, item in objects.items() if _version(self._objects.get(key)) != _version(item)]
         self._objects = objects
@@ -148,11 +151,17 @@ class Informer:
         if kind == "BOOKMARK":
             return
         key = _key(item)
+        kept = self._kept(item)
         if kind == "DELETED":
             self._objects.pop(key, None)
+        elif self._trim is not None and self._objects.get(key) == kept:
+            return
         else:
-            self._objects[key] = item
+            self._objects[key] = kept
         self._tell(key)
+
+    def _kept(self, item: Object) -> Object:
+        return self._trim(item) if self._trim is not None else item
 
     def _tell(self, key: Key) -> None:
         for listener in tuple(self._listeners.get(key, ())):

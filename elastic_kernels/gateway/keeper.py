@@ -180,6 +180,8 @@ class Keeper:
         for kernel_id, kernel in list(served.items()):
             if getattr(kernel, "elastic_record", None) is not None and self._may_begin(kernel_id, now):
                 self._look_after(cluster, kernel_id, kernel, recorded.get(kernel_id), pods.get(kernel_id, []), now)
+        if cluster.nodes is not None:
+            cluster.nodes.observe(self._wake.set)
         self._count(cluster, recorded)
         for kernel_id in self._known.keys() - served.keys():
             del self._known[kernel_id]
@@ -356,14 +358,17 @@ class Keeper:
             return
         if current is not None and not status.has_ended(current):
             known.death = None
-            node = cluster.nodes.get(("", current["spec"].get("nodeName", ""))) if cluster.nodes is not None else None
-            alive = status.classify(current, (), datetime.now(timezone.utc), node=node, answers=True)
+            alive = status.classify(current, (), datetime.now(timezone.utc), node=cluster.node_of(current), answers=True)
             self._note(kernel_id, kernel, known, replace(alive, sentence="; ".join(filter(None, (alive.sentence, kernel.warning)))))
             self._cull(cluster, kernel_id, kernel, current, now)
             if (begun := serving.started_at(current)) is not None and datetime.now(timezone.utc) - begun > _STABLE:
                 known.crashes = 0
             return
-        found = status.classify(known.last, (), datetime.now(timezone.utc), is_gone=current is None)
+        now_ = datetime.now(timezone.utc)
+        found = status.classify(known.last, (), now_, node=cluster.node_of(known.last), is_gone=current is None)
+        if found.cause in (Cause.DELETED, Cause.COMPLETED, Cause.CRASHED) and known.status is not None and known.status.cause is not None:
+            # it was announced, and who carries it out deletes
+            found = replace(found, cause=known.status.cause, sentence=known.status.sentence.removeprefix(status.SOON))
         known.cause = found.cause
         known.death = known.death or _Death(now, found)
         self._decide(cluster, kernel_id, kernel, item, known, now)
@@ -417,6 +422,7 @@ class Keeper:
         known.death = None
         if action is Action.RESTART:
             known.crashes += 1
+            kernel.on_demand = profile.on_demand_after_loss and found.cause in restarts.LOSSES
             self._begin(kernel_id, self._start_again(kernel_id, found.sentence))
         elif action is Action.REMOVE:
             self._begin(kernel_id, self._kernels.shutdown_kernel(kernel_id, now=True))

@@ -49,6 +49,8 @@ class ElasticKernelManager(RemoteKernelManager):  # type: ignore[misc]
     """Why it is dead, if it is."""
     died_at: str = ""
     """And since when."""
+    on_demand: bool = False
+    """Whether it is not started on spot machines, whatever its profile says."""
     warning: str = ""
     """What its user should know: that it is about to be culled."""
 

@@ -71,8 +71,7 @@ def report(cluster: Cluster, kernel: Any, kernel_id: str, events: Iterable[Objec
         return Report(Status(Phase.TERMINATING, "its pod is gone", hopeless=True), "", profile)
     if pod is None:
         return Report(Status(Phase.QUEUED, NOT_TAKEN), item["metadata"]["creationTimestamp"] if item else "", profile)
-    node = cluster.nodes.get(("", pod["spec"].get("nodeName", ""))) if cluster.nodes is not None else None
-    found = status.classify(pod, events, datetime.now(timezone.utc), node=node, answers=kernel is not None)
+    found = status.classify(pod, events, datetime.now(timezone.utc), node=cluster.node_of(pod), answers=kernel is not None)
     if found.phase is Phase.READY and kernel.warning:
         found = replace(found, sentence=f"{found.sentence}; {kernel.warning}")
     return Report(found, found.since or pod["metadata"]["creationTimestamp"], profile)

@@ -24,6 +24,7 @@ async def gateway(backend: Backend, tmp_path_factory: pytest.TempPathFactory) ->
     profiles = {
         "small": profile("small", display_name="Small", grace_period=2),
         "again": profile("again", restart_after_loss=True, grace_period=2),
+        "spot": profile("spot", spot=True, restart_after_loss=True, on_demand_after_loss=True, grace_period=2),
     }
     directory = tmp_path_factory.mktemp("gateway")
     async with gateway_on(backend, directory, profiles, environment=IDENTITY, configuration=PLUGGED_IN) as running:
@@ -199,4 +200,34 @@ async def test_a_machine_that_is_lost(cluster: EmbeddedCluster, backend: Backend
         assert "ran short of memory" in (await model(gateway, kernel))["reason"]
     else:
         await reaches(gateway, kernel, "idle")
+    assert (await gateway.request("DELETE", f"/api/kernels/{kernel}", headers=ANA))[0] == 204
+
+
+@pytest.mark.embedded
+async def test_a_spot_machine_that_is_taken_back_is_announced_and_done_without(
+    cluster: EmbeddedCluster, backend: Backend, gateway: Gateway
+) -> None:
+    kernel = await start(gateway, "spot")
+    (pod,) = await backend.pods(kernel)
+    assert pod["spec"]["nodeName"] == "spot"
+    taints = cluster.store.get("nodes", "", "spot")["spec"]["taints"]
+    notice = {"key": "aws-node-termination-handler/spot-itn", "value": "id", "effect": "NoSchedule"}
+    async with gateway.channels(kernel, headers=ANA) as channels:
+        cell = await channels.begin("import time; time.sleep(60)")
+        cluster.store.patch("nodes", "", "spot", {"spec": {"taints": [*taints, notice]}})
+        try:
+            told_of = "The kernel: it will be ended soon: AWS takes the spot machine back."
+            while told_of not in str((message := await asyncio.wait_for(channels.receive(), 10))["content"]):
+                pass
+            assert message["parent_header"]["msg_id"] == cell
+            _, now = await gateway.request("GET", f"/api/kernels/{kernel}/status", headers=ANA)
+            assert (now["phase"], now["cause"], now["hopeless"]) == ("ending-soon", "reclaimed", False)
+            # what a termination handler does next
+            await backend.api.delete("pods", backend.namespace, pod["metadata"]["name"])
+            await told(channels, "restarting")
+            await reaches(gateway, kernel, "idle")
+            running = [item for item in await backend.pods(kernel) if not item["metadata"].get("deletionTimestamp")]
+            assert [item["spec"]["nodeName"] for item in running] != ["spot"]
+        finally:
+            cluster.store.patch("nodes", "", "spot", {"spec": {"taints": taints}})
     assert (await gateway.request("DELETE", f"/api/kernels/{kernel}", headers=ANA))[0] == 204
