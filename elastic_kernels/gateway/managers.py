@@ -133,12 +133,13 @@ class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[m
             # not JEG's own, which waits for a flag; and never 'now', which shuts a kernel down that has no connection
             await super(RemoteMappingKernelManager, self).restart_kernel(kernel_id)
             kernel.reason = ""
-            self.keeper.revived(kernel_id)
+            if self.keeper.cluster is not None:
+                self.keeper.health.revived(self.keeper.cluster, kernel_id)
             if isinstance(kernel.process_proxy, ElasticKernelProxy):
                 activity.ask(kernel, "starting")
         except Exception as error:
             if kernel_id in self:
-                self.keeper.died(kernel_id, f"it could not be started again: {getattr(error, 'log_message', None) or error}")
+                self.keeper.health.died(kernel_id, f"it could not be started again: {getattr(error, 'log_message', None) or error}")
             raise
         finally:
             kernel.restarting = False

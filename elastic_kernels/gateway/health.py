@@ -1,0 +1,250 @@
+"""How the kernels are that this process serves, and what is done about it: deaths, idleness, and what is about to happen.
+
+Each of them is looked at whenever something has changed, and once a second. What is found is logged, counted, and told to those who
+are connected.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any, Final
+
+from tornado import web
+
+from elastic_kernels import names, reach, restarts, status
+from elastic_kernels.cluster import Cluster, Object
+from elastic_kernels.disruption import Cause
+from elastic_kernels.errors import ClusterAwayError, ClusterError, ElasticKernelsError, one_line
+from elastic_kernels.gateway import culling, serving
+from elastic_kernels.metrics import metrics
+from elastic_kernels.restarts import Action
+from elastic_kernels.starts import timestamp, transition
+from elastic_kernels.status import Phase, Status
+
+if TYPE_CHECKING:
+    from elastic_kernels.gateway.managers import ElasticMappingKernelManager
+
+log = logging.getLogger(__name__)
+
+# A kernel that somebody shuts down ends before its record goes, and one that is restarted elsewhere before its next pod comes.
+_SETTLED: Final = 1.5
+# By then whoever has a connection to it would have restarted it.
+_NOBODYS: Final = 10.0
+# Who has run for so long did not crash in a row.
+_STABLE: Final = timedelta(minutes=1)
+
+Begin = Callable[[str, Coroutine[Any, Any, Any]], None]
+"""Carries out one thing at a time for a kernel, given its id."""
+
+
+@dataclass
+class _Death:
+    """A kernel's pod that has ended, and since when (the loop's time) this is known."""
+
+    since: float
+    status: Status
+
+
+@dataclass
+class _Known:
+    """What is remembered of a kernel."""
+
+    last: Object | None = None
+    """Its pod as last seen."""
+    status: Status | None = None
+    """What it was doing when it was last looked at."""
+    death: _Death | None = None
+    cause: Cause | None = None
+    """Of its last end."""
+    crashes: int = 0
+    """In a row."""
+
+
+class Health:
+    """Of all kernels of one process. Belongs to its event loop."""
+
+    def __init__(self, kernels: ElasticMappingKernelManager, begin: Begin) -> None:
+        self._kernels = kernels
+        self._begin = begin
+        self._known: dict[str, _Known] = {}
+        self._fresh_since: float | None = None
+        """Since when the copies have been kept up without a break."""
+
+    def look(self, cluster: Cluster, kernel_id: str, item: Object, pods: list[Object], now: float) -> None:
+        """Look at one kernel: ``item`` is its record, ``pods`` are its pods, ``now`` is the loop's time."""
+        kernel = self._kernels._kernels[kernel_id]
+        known = self._known.setdefault(kernel_id, _Known())
+        self._end_former(cluster, kernel, pods)
+        key = kernel.process_proxy.key if kernel.process_proxy is not None else None
+        current = cluster.pods.get(key) if key is not None else None
+        known.last = current or known.last
+        if kernel.execution_state == "dead":
+            self._note(kernel_id, kernel, known, Status(Phase.FAILED, kernel.reason, hopeless=True, cause=known.cause))
+            if current is None and not obituary(item) and cluster.pods.is_fresh:
+                # its pod, which would say so, is gone
+                self._begin(kernel_id, _mark(cluster, item, kernel.reason))
+            else:
+                self._cull(cluster, kernel_id, kernel, None, now)
+        elif current is not None and not status.has_ended(current):
+            self._lives(cluster, kernel_id, kernel, known, current, now)
+        elif current is not None or (cluster.pods.is_fresh and known.last is not None):
+            self._ends(cluster, kernel_id, kernel, known, current, now)
+
+    def met(self, kernel_id: str, pod: Object | None) -> None:
+        """Forget what was remembered of a kernel, which is another pod's by now."""
+        self._known[kernel_id] = _Known(last=pod)
+
+    def summarise(self, cluster: Cluster, recorded: Mapping[str, Object], now: float) -> None:
+        """Called when all have been looked at: tells Prometheus how many kernels there are, and how old what is known of them is."""
+        is_fresh = cluster.pods.is_fresh and cluster.records.is_fresh
+        self._fresh_since = (self._fresh_since or now) if is_fresh else None
+        self._known = {kernel_id: known for kernel_id, known in self._known.items() if kernel_id in self._kernels}
+        counts: Counter[tuple[str, str]] = Counter()
+        for kernel_id, item in recorded.items():
+            known = self._known.get(kernel_id)
+            phase = known.status.phase.value if known is not None and known.status is not None else "starting"
+            counts[item["metadata"]["labels"].get(names.LIMIT_CLASS, ""), phase] += 1
+        metrics().count_kernels(counts)
+        for resource, informer in (("pods", cluster.pods), ("secrets", cluster.records)):
+            since = informer.stale_since
+            metrics().staleness.labels(resource).set(0 if since is None else now - since)
+
+    def died(self, kernel_id: str, sentence: str) -> None:
+        """Have a kernel be dead, and say why, here and to those who are connected."""
+        kernel = self._kernels._kernels[kernel_id]
+        if kernel.execution_state == "dead" and kernel.reason == sentence:
+            return
+        log.warning("Kernel %s is dead: %s", kernel_id, sentence)
+        kernel.execution_state, kernel.reason, kernel.died_at = "dead", sentence, timestamp()
+        kernel.kernel = None
+        kernel.shutting_down = False
+        for websocket in serving.websockets(kernel_id):
+            websocket.died(sentence)
+
+    def revived(self, cluster: Cluster, kernel_id: str) -> None:
+        """Called when a kernel has been started again: what its record says of its end does not hold any more."""
+        item = cluster.record_of(kernel_id)
+        if item is not None and obituary(item):
+            self._begin(kernel_id, _mark(cluster, item, ""))
+
+    def _lives(self, cluster: Cluster, kernel_id: str, kernel: Any, known: _Known, pod: Object, now: float) -> None:
+        known.death = None
+        moment = datetime.now(timezone.utc)
+        alive = status.classify(pod, (), moment, node=cluster.node_of(pod), answers=True)
+        self._note(kernel_id, kernel, known, replace(alive, sentence="; ".join(filter(None, (alive.sentence, kernel.warning)))))
+        self._cull(cluster, kernel_id, kernel, pod, now)
+        if (begun := serving.started_at(pod)) is not None and moment - begun > _STABLE:
+            known.crashes = 0
+
+    def _ends(self, cluster: Cluster, kernel_id: str, kernel: Any, known: _Known, pod: Object | None, now: float) -> None:
+        moment = datetime.now(timezone.utc)
+        found = status.classify(known.last, (), moment, node=cluster.node_of(known.last), is_gone=pod is None)
+        was_announced = known.status is not None and known.status.cause is not None
+        if known.status is not None and was_announced and found.cause in (Cause.DELETED, Cause.COMPLETED, Cause.CRASHED):
+            # who carries out what was announced deletes the pod
+            found = replace(found, cause=known.status.cause, sentence=known.status.sentence.removeprefix(status.SOON))
+        known.cause = found.cause
+        known.death = known.death or _Death(now, found)
+        self._decide(kernel_id, kernel, known, now)
+
+    def _decide(self, kernel_id: str, kernel: Any, known: _Known, now: float) -> None:
+        """Do with a kernel that has ended what is to be done, once it is sure that nobody else is doing it."""
+        assert known.death is not None
+        is_connected = self._kernels._kernel_connections.get(kernel_id, 0) > 0
+        if now - known.death.since < (_SETTLED if is_connected else _NOBODYS):
+            return
+        found = known.death.status
+        profile = kernel.process_proxy.profile
+        action = restarts.after(found.cause, profile, is_connected=is_connected, crashes=known.crashes)
+        log.warning("Kernel %s has ended: %s (%s)", kernel_id, found.sentence, action.value)
+        known.death = None
+        if action is Action.RESTART:
+            known.crashes += 1
+            kernel.on_demand = profile.on_demand_after_loss and found.cause in restarts.LOSSES
+            self._begin(kernel_id, self._start_again(kernel_id, found.sentence))
+        elif action is Action.REMOVE:
+            self._begin(kernel_id, self._kernels.shutdown_kernel(kernel_id, now=True))
+        else:
+            self.died(kernel_id, found.sentence)
+
+    async def _start_again(self, kernel_id: str, sentence: str) -> None:
+        for websocket in serving.websockets(kernel_id):
+            websocket.restarts(sentence)
+        try:
+            await self._kernels.restart_kernel(kernel_id)
+        except (ElasticKernelsError, web.HTTPError):
+            # the kernel is dead, and says why
+            return
+        for websocket in serving.websockets(kernel_id):
+            websocket.moved()
+
+    def _cull(self, cluster: Cluster, kernel_id: str, kernel: Any, pod: Object | None, now: float) -> None:
+        """Begin to shut a kernel down that has been idle for long enough, or to let others know that it is not."""
+        kernel.warning = ""
+        limit = culling.limit_of(self._kernels, kernel)
+        if not limit:
+            return
+        moment = datetime.now(timezone.utc)
+        here, shared = culling.used_at(self._kernels, kernel, pod, moment)
+        if pod is not None and culling.is_to_be_written(limit, here, shared):
+            self._begin(kernel_id, culling.write(cluster, pod, here))
+            return
+        end = culling.ends_at(limit, here, shared)
+        # who has not seen the others' writing for a while does not know whether it is in use
+        knows = self._fresh_since is not None and now - self._fresh_since > 2 * culling.interval(limit)
+        if moment < end or not knows:
+            kernel.warning = culling.warning(limit, end, moment)
+        else:
+            self._begin(kernel_id, self._shut_idle_down(kernel_id, limit))
+
+    async def _shut_idle_down(self, kernel_id: str, limit: float) -> None:
+        log.warning("Kernel %s has been idle for %.0f seconds and is shut down", kernel_id, limit)
+        for websocket in serving.websockets(kernel_id):
+            websocket.died(f"it was idle for {limit:.0f} seconds and was shut down")
+        await self._kernels.shutdown_kernel(kernel_id)
+
+    def _note(self, kernel_id: str, kernel: Any, known: _Known, now: Status) -> None:
+        """Log a change of a kernel's status, and tell those who are connected what is about to happen to it."""
+        if now == known.status:
+            return
+        user = self._kernels.user_of(kernel_id)
+        pod = "/".join(kernel.process_proxy.key or ()) if kernel.process_proxy is not None else ""
+        transition(kernel_id, user.name if user is not None else "", kernel.kernel_name, pod, known.status, now)
+        known.status = now
+        if now.phase in (Phase.ENDING_SOON, Phase.UNREACHABLE):
+            for websocket in serving.websockets(kernel_id):
+                websocket.notice(f"The kernel: {now.sentence}.")
+
+    def _end_former(self, cluster: Cluster, kernel: Any, pods: list[Object]) -> None:
+        """End pods of earlier starts: whoever began a later one has done so, unless it was killed in between."""
+        latest = reach.latest(pods) if len(pods) > 1 else None
+        if latest is None or kernel.process_proxy is None:
+            return
+        begun = serving.started_at(latest)
+        if begun is None or datetime.now(timezone.utc) - begun < _STABLE:
+            return
+        for pod in pods:
+            if reach.start_of(pod) < reach.start_of(latest) and not pod["metadata"].get("deletionTimestamp"):
+                cluster.reaper.end(
+                    *(pod["metadata"]["namespace"], pod["metadata"]["name"]), grace=kernel.process_proxy.profile.grace_period
+                )
+
+
+def obituary(item: Object) -> str:
+    """Return what a record says of its kernel's end, empty if it says nothing."""
+    return str((item["metadata"].get("annotations") or {}).get(names.ENDED, ""))
+
+
+async def _mark(cluster: Cluster, item: Object, sentence: str) -> None:
+    """Write on a kernel's record why it is dead, for every gateway to see; empty takes it back."""
+    metadata = item["metadata"]
+    try:
+        # a change makes the record look newer than it is, and its place among the others is what limits go by
+        order = (metadata.get("annotations") or {}).get(names.ORDER) or metadata["resourceVersion"]
+        await cluster.client.annotate("secrets", item, {names.ENDED: one_line(sentence), names.ORDER: order})
+    except (ClusterError, ClusterAwayError) as error:
+        log.warning("The record %s cannot be marked as that of a dead kernel: %s", metadata["name"], error)
