@@ -1,0 +1,90 @@
+// in this package because the compiler shares the steps of an interpretation only within it
+package scala.tools.nsc.interpreter
+
+import scala.tools.nsc.Settings
+import scala.tools.nsc.util.Exceptional.unwrap
+
+/** Scala's interpreter with its steps apart, because each of them can fail in a way of its own: parse, compile, run. */
+class CellCompiler(settings: Settings, out: JPrintWriter) extends IMain(settings, out) {
+
+  /** Whether code parses, needs more lines, or neither; empty code and mere comments have no statements. */
+  def parsed(code: String): CodeState = beSilentDuring {
+    // errors of the code before would count as errors of this
+    reporter.reset()
+    parse(code) match {
+      case parse.Success(trees) => if (trees.isEmpty) CodeState.Empty else CodeState.Complete
+      case parse.Incomplete(_)  => CodeState.Incomplete
+      case _                    => CodeState.Invalid
+    }
+  }
+
+  /** The request that stands for code, or None with the errors printed. Messages and stack traces show the label. */
+  def prepared(code: String, label: String): Option[PreparedCode] = {
+    reporter.reset()
+    withLabel(label)(requestFromLine(code)).right.toOption.flatMap(Option(_)).map(new Compiling(_, label))
+  }
+
+  private class Compiling(request: Request, label: String) extends PreparedCode {
+    override lazy val isCompiled: Boolean = withLabel(label)(request.compile)
+
+    override def run(): Either[Throwable, String] = classLoader.asContext {
+      request.lineRep.callEither(naming.sessionNames.print) match {
+        case Right(text) =>
+          recordRequest(request)
+          Right(String.valueOf(text))
+        case Left(thrown) => Left(unwrap(thrown))
+      }
+    }
+
+    override def resultName: Option[String] =
+      if (request.originalLine eq request.line) None else request.handlers.lastOption.flatMap(_.definesTerm).map(_.decoded.trim)
+
+    override def lines: CellLines = {
+      val before = request.lineRep.packaged(request.ObjectSourceCode.preamble).count(_ == '\n') - request.toCompute.count(_ == '\n')
+      val inserted = request.line.count(_ == '\n') - request.originalLine.count(_ == '\n')
+      val at = resultName.map(name => request.line.take(request.line.lastIndexOf(s"val $name =\n")).count(_ == '\n') + 1)
+      CellLines(before, at.getOrElse(Int.MaxValue), inserted)
+    }
+  }
+
+  /** The type of an expression as text, or None. */
+  def typeOf(expression: String): Option[String] = {
+    val found = typeOfExpression(expression, silent = true)
+    if (found == global.NoType) None else Some(found.toString)
+  }
+}
+
+/** Code on its way through the compiler. */
+trait PreparedCode {
+  /** Whether it compiles; false with the errors printed. */
+  def isCompiled: Boolean
+
+  /** Runs it and returns what the interpreter would print; its definitions count from then on. */
+  def run(): Either[Throwable, String]
+
+  /** The name that the interpreter gave to the value of the last expression, if it is one. */
+  def resultName: Option[String]
+
+  /** Where the lines of the code are in what was really compiled. */
+  def lines: CellLines
+}
+
+/** @param before lines that the interpreter puts before a cell's code
+  * @param last the line with which the interpreter gives the last expression a name
+  * @param inserted lines that came into the code with it
+  */
+case class CellLines(before: Int, last: Int, inserted: Int) {
+  def lineInCell(compiled: Int): Int = {
+    val line = compiled - before
+    math.max(1, if (line >= last) line - inserted else line)
+  }
+}
+
+sealed trait CodeState
+
+object CodeState {
+  case object Empty extends CodeState
+  case object Complete extends CodeState
+  case object Incomplete extends CodeState
+  case object Invalid extends CodeState
+}
