@@ -20,7 +20,7 @@ ARCHIVE = "elastic-spark.jsa"
 """The archive's name in Spark's folder."""
 
 # What Spark's own start script opens to it (org.apache.spark.launcher.JavaModuleOptions).
-_OPENED = (
+OPENED = (
     *("java.lang", "java.lang.invoke", "java.lang.reflect", "java.io", "java.net", "java.nio", "java.util", "java.util.concurrent"),
     *("java.util.concurrent.atomic", "jdk.internal.ref", "sun.nio.ch", "sun.nio.cs", "sun.security.action", "sun.util.calendar"),
 )
@@ -59,7 +59,7 @@ def command(spark: str, settings: Mapping[str, str], environment: Mapping[str, s
         os.path.join(home, "bin", "java") if home else "java",
         *([f"-XX:SharedArchiveFile={archive}", "-Xlog:disable", "-Xlog:all=error:stderr"] if os.path.exists(archive) else []),
         "-XX:+IgnoreUnrecognizedVMOptions",
-        *(f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in _OPENED),
+        *(f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in OPENED),
         "--add-opens=java.security.jgss/sun.security.krb5=ALL-UNNAMED",
         "-Djdk.reflect.useDirectMethodHandle=false",
         f"-Xmx{settings.get('spark.driver.memory', '1g')}",
