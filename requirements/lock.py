@@ -20,8 +20,8 @@ BUILD = ["setuptools>=70.1"]
 # later ones need Python 3.11.5, and Debian's, in the images, is 3.11.2
 HELD = ["soupsieve<3"]
 LAB = ["jupyterlab>=4,<5", "papermill", "ipykernel", *BUILD]
-# kubespawner: says how it names claims; a proxy in Python, so that no Node is needed
-HUB = ["jupyterhub>=5,<6", "jupyterhub-kubespawner>=7,<8", "configurable-http-proxy"]
+# kubespawner: says how it names claims; a proxy in Python, so that no Node is needed; Jupyter's own tests of a kernel
+HUB = ["jupyterhub>=5,<6", "jupyterhub-kubespawner>=7,<8", "configurable-http-proxy", "jupyter_kernel_test"]
 # no provider besides those that it brings itself
 AIRFLOW = ["apache-airflow>=2.10,<3"]
 # ipykernel: what kernels of the embedded cluster run in the tests that need no JupyterLab
@@ -49,7 +49,7 @@ HEADERS = {
 # Renew with: make lock
 """,
     "hub.txt": """\
-# What a JupyterHub needs beside lab.txt, exact versions: for the tests with a real hub, and with kubespawner's names.
+# What a JupyterHub needs beside lab.txt, exact versions: for the tests with a real hub, with kubespawner's names, and of kernels.
 # Renew with: make lock
 """,
 }

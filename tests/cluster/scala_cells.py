@@ -1,0 +1,155 @@
+"""Cells in Scala, good and bad, and what each must be answered. They run in this order in one kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is run, and what must come of it: a status of ok with these outputs, or an error of this name."""
+
+    code: str
+    shows: str | None = ""
+    """All that it prints, displays and returns, as plain text; None is not looked at."""
+    error: str = ""
+    """The error's name, or empty for success."""
+    says: str = ""
+    """A part of the error's message."""
+    trace: str = ""
+    """A part of its traceback."""
+    types: str | None = None
+    """What is typed when the cell asks."""
+
+    @property
+    def title(self) -> str:
+        return (self.code.strip().splitlines() or ["empty"])[0][:50]
+
+
+def ok(code: str, shows: str = "", types: str | None = None) -> Cell:
+    return Cell(code, shows, types=types)
+
+
+def bad(code: str, error: str, says: str, trace: str = "", shows: str | None = "") -> Cell:
+    return Cell(code, shows, error, says, trace)
+
+
+_RUNTIME = "java.lang.RuntimeException"
+_DEEP = "+".join(["1"] * 20000)
+
+CELLS = [
+    # what succeeds, once
+    ok("1 + 1", "2"),
+    ok("", ""),
+    ok("   \n\n", ""),
+    ok("// nothing but a comment"),
+    ok("/* nor\n   this */"),
+    ok("val x = 3\nx * 2", "x = 36"),
+    ok('println("héllo ☃")', "héllo ☃\n"),
+    ok("println()", "\n"),
+    ok('Console.err.println("to stderr")', "to stderr\n"),
+    ok('System.out.println("from Java")', "from Java\n"),
+    ok('"two\\nlines"', "two\nlines"),
+    ok("def twice(i: Int): Int = i * 2", "twice: (i: Int)Int"),
+    ok("twice(21)", "42"),
+    ok("case class Point(x: Int, y: Int)", "defined class Point"),
+    ok("Seq(Point(1, 2)).map(_.x).sum", "1"),
+    ok("import scala.util.Try"),
+    ok('Try(sys.error("caught")).isFailure', "true"),
+    ok("var calls = 0", "calls = 0"),
+    ok("calls += 1"),
+    ok("calls", "1"),
+    ok("null: String", "null"),
+    ok('@deprecated("", "") def old = 1\nval kept = twice(1)', "old: Int\nkept = 2"),
+    ok("scala.io.StdIn.readLine()", "typed", types="typed"),
+    ok('new Thread(() => println("from a thread")) { start(); join() }; ()', "from a thread\n"),
+    # code that does not get as far as running
+    bad("nope", "CompileError", "not found: value nope (cell 25:1)", "nope\n^"),
+    bad("val one = 1\nval two: String = one\nval three = 3", "CompileError", "type mismatch; (cell 26:2)", "found   : Int"),
+    bad("twice(1", "SyntaxError", "ends too early"),
+    bad('val open = """never closed', "SyntaxError", "ends too early"),
+    bad("class {", "SyntaxError", "identifier expected"),
+    bad("val = 3", "SyntaxError", "illegal start of simple pattern"),
+    bad(f"val deep = {_DEEP}", "CompilerCrash", "nested too deeply"),
+    ok("1 + 2", "3"),
+    # code that throws
+    bad('throw new RuntimeException("boom")', _RUNTIME, "boom", "at (cell 33:1)"),
+    bad(
+        "def divide(i: Int): Int = {\n  1 / i\n}\nprintln(1)\ndivide(0)",
+        "java.lang.ArithmeticException",
+        "/ by zero",
+        "at divide(cell 34:2)\n    at (cell 34:5)",
+        "1\n",
+    ),
+    bad("throw new RuntimeException(null: String)", _RUNTIME, "no message"),
+    bad(
+        'class Mute extends Exception { override def toString = ???; override def getMessage = sys.error("") }\nthrow new Mute',
+        "Mute",
+        "asking for it threw java.lang.RuntimeException",
+        "at (cell 36:2)",
+    ),
+    bad(
+        'throw new RuntimeException("outer", new IllegalStateException("inner"))',
+        _RUNTIME,
+        "outer",
+        "Caused by: java.lang.IllegalStateException: inner",
+    ),
+    bad('class Unshown { override def toString = sys.error("unshown") }\nnew Unshown', _RUNTIME, "unshown"),
+    bad("def forever(i: Int): Int = 1 + forever(i + 1)\nforever(0)", "java.lang.StackOverflowError", "no message", "at forever(cell 39:1)"),
+    bad("sys.exit(3)", "java.lang.SecurityException", "Not allowed to invoke System.exit"),
+    bad("Runtime.getRuntime.halt(3)", "java.lang.SecurityException", "Not allowed to invoke System.exit"),
+    bad("Array.fill(64)(new Array[Long](1 << 28)).length", "java.lang.OutOfMemoryError", "Java heap space"),
+    bad('assert(1 > 2, "must hold")', "java.lang.AssertionError", "must hold"),
+    bad("???", "scala.NotImplementedError", "an implementation is missing"),
+    bad("scala.util.control.Breaks.break()", "scala.util.control.BreakControl", "no message"),
+    bad("(1: Any) match { case s: String => s }", "scala.MatchError", "1 (of class java.lang.Integer)"),
+    bad('lazy val broken: Int = sys.error("late")\nbroken', _RUNTIME, "late"),
+    bad("object Broken { val x = 1 / 0 }\nBroken.x", "java.lang.ArithmeticException", "/ by zero", "at Broken"),
+    bad('Class.forName("no.such.Class")', "java.lang.ClassNotFoundException", "no.such.Class"),
+    bad(
+        'import scala.concurrent._\nAwait.result(Future.failed(new RuntimeException("async")), duration.Duration.Inf)',
+        _RUNTIME,
+        "async",
+    ),
+    bad("throw new ThreadDeath", "java.lang.ThreadDeath", "no message"),
+    bad("scala.io.StdIn.readLine()", "StdinNotAvailable", "nobody is there to give it"),
+    ok("twice(x)", "6"),
+    # Spark
+    ok("spark.range(10).count()", "10"),
+    ok("sc.parallelize(Seq(Point(1, 2), Point(3, 4))).map(_.y).sum()", "6.0"),
+    ok("Seq(1, 2, 3).toDS.map(twice(_)).collect().toSeq", "WrappedArray(2, 4, 6)"),
+    ok('spark.range(3).toDF("n").createOrReplaceTempView("numbers")'),
+    bad(
+        "sc.parallelize(Seq(1, 0)).map(10 / _).collect()",
+        "org.apache.spark.SparkException",
+        "java.lang.ArithmeticException: / by zero",
+        "(cell 58:1)",
+    ),
+    bad('spark.sql("select nope from numbers")', "org.apache.spark.sql.catalyst.ExtendedAnalysisException", "nope"),
+    bad('spark.read.parquet("/no/such/file")', "org.apache.spark.sql.AnalysisException", "/no/such/file"),
+    # magics
+    ok("%%sql\nselect sum(n) as total from numbers", "+-----+\n|total|\n+-----+\n|    3|\n+-----+\n\n"),
+    ok("%%sql\nselect ${x} as x", "+---+\n|  x|\n+---+\n|  3|\n+---+\n\n"),
+    bad("%%sql\nselect nope from numbers", "org.apache.spark.sql.catalyst.ExtendedAnalysisException", "nope"),
+    bad("%%sql\nselekt 1", "org.apache.spark.sql.catalyst.parser.ParseException", "Syntax error"),
+    ok('%%sql\ncreate table written (n int) using parquet location "/tmp/written"'),
+    ok("%%sql\ninsert into written values (7)"),
+    ok('spark.table("written").count()', "1"),
+    ok('%%dataframe --output=csv\nspark.range(2).toDF("n")', "n\n0\n1"),
+    bad("%%dataframe\n1 + 1", "MagicError", "is no DataFrame but a java.lang.Integer"),
+    bad("%%dataframe\nnope", "CompileError", "not found: value nope"),
+    ok("%truncation on", "Output WILL be truncated.\n"),
+    bad("%AddJar", "MagicError", "write: %AddJar <jar_url>"),
+    bad("%AddJar file:/no/such.jar", "java.io.FileNotFoundException", "/no/such.jar", shows=None),
+    bad("%AddDeps no.such thing 1.0", "DependencyNotFound", "no.such:thing:1.0", shows=None),
+    bad("%nomagic", "MagicNotFound", "There is no magic %nomagic here; there are %adddeps, %addjar"),
+    bad("%%nomagic\n1", "MagicNotFound", "There is no magic %%nomagic here; there are %%scala, %%sql"),
+    ok("val before = 1\n%truncation on\nbefore + 1", "before = 1Output WILL be truncated.\n2"),
+    bad(
+        "val fine = 1\n%truncation on\nnope",
+        "CompileError",
+        "not found: value nope (cell 78:3)",
+        shows="fine = 1Output WILL be truncated.\n",
+    ),
+    ok('val text = """\n%not a magic"""\ntext.length', 'text = \n"\n%not a magic"13'),
+]
