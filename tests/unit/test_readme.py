@@ -69,6 +69,12 @@ def test_spark() -> None:
     assert len(parse_request({"KERNEL_SPARK_SETTINGS": packed[0]}, profile).spark.settings) == 2
 
 
+def test_scala() -> None:
+    profile = profilefile.loads(block("yaml", "    language: scala"), "README.md")["scala"]
+    assert profile.command[1] == "{launchers}/toree.py"
+    assert (profile.language, profile.package_folder) == ("scala", "/home/jovyan/.elastic-kernels/packages")
+
+
 def test_the_services(tmp_path: Path) -> None:
     file = tmp_path / "services.yaml"
     file.write_text(block("yaml", "services:"))
