@@ -18,15 +18,16 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob
 from types import FrameType
-from typing import NoReturn
+from typing import IO, NoReturn
 
 import elastic_driver
 import elastic_launcher
-import elastic_ui
 from elastic_launcher import NO_KERNEL, fail
 
 SPARK_CONF = "ELASTIC_KERNELS_SPARK_CONF"
@@ -44,6 +45,8 @@ _ARCHIVE = "elastic-toree.jsa"
 _BESIDE_HEAP = 400 << 20
 # what Spark insists on, and some
 _LEAST_HEAP = 480 << 20
+# seconds after which another wait has begun
+_SAME_WAIT = 10.0
 # beyond what Spark reaches into: for Toree's %AddJar --magic
 _OPENED = (*elastic_driver.OPENED, "java.util.jar")
 
@@ -66,8 +69,7 @@ def main(arguments: list[str]) -> NoReturn:
     settings = spark_settings()
     command = java_command(image, settings, session_mode(), memory_limit(), jar_folder(), connection_file)
     os.environ["SPARK_HOME"] = image.spark
-    show_pages(connection_file, settings.get("spark.ui.port"))
-    supervise(command, start_timeout())
+    supervise(command, start_timeout(), beside=lambda: show_pages(connection_file, settings.get("spark.ui.port")))
 
 
 def find_image() -> Image:
@@ -165,6 +167,8 @@ def show_pages(connection_file: str, port: str | None) -> None:
     """Show Spark's pages to the gateway, if it has said where Spark is to put them."""
     if not port:
         return
+    # the JVM does not wait for this
+    import elastic_ui
 
     def port_of_spark() -> int | None:
         with socket.socket() as probe:
@@ -236,8 +240,8 @@ def java_command(
     ]  # fmt: skip
 
 
-def supervise(command: Sequence[str], timeout: float) -> NoReturn:
-    """Run the JVM to its end, and end as it did."""
+def supervise(command: Sequence[str], timeout: float, beside: Callable[[], None] = lambda: None) -> NoReturn:
+    """Run the JVM to its end, and end as it did; ``beside`` is called once it has been started."""
     ready, told = os.pipe()
     process: subprocess.Popen[bytes] | None = None
     early: list[int] = []
@@ -252,10 +256,12 @@ def supervise(command: Sequence[str], timeout: float) -> NoReturn:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, pass_on)
-    process = subprocess.Popen(command, env={**os.environ, "ELASTIC_KERNELS_READY_FILE": f"/dev/fd/{told}"}, pass_fds=[told])
+    environment = {**os.environ, "ELASTIC_KERNELS_READY_FILE": f"/dev/fd/{told}"}
+    process = subprocess.Popen(command, env=environment, pass_fds=[told], stdin=subprocess.PIPE)
     os.close(told)
     for sent in early:
         process.send_signal(sent)
+    beside()
     # readable with the kernel's word, or with the end of the JVM
     is_told, _, _ = select.select([ready], [], [], timeout)
     if not is_told:
@@ -263,12 +269,39 @@ def supervise(command: Sequence[str], timeout: float) -> NoReturn:
         process.wait()
         fail(f"Toree was not ready within {timeout:g} seconds, and was ended", NO_KERNEL)
     is_ready = os.read(ready, 1) != b""
+    if is_ready:
+        threading.Thread(target=listen, args=(ready, process.stdin), daemon=True).start()
     code = process.wait()
     if code < 0:
         fail(f"Toree was ended by {signal.Signals(-code).name}", 128 - code)
     if code not in (0, 128 + signal.SIGTERM):
         fail(f"Toree {'ended' if is_ready else 'did not start and ended'} with exit code {code}; the lines above say why", code)
     sys.exit(code)
+
+
+def listen(ready: int, answers: IO[bytes]) -> None:
+    """Answer what the JVM tells, to its end."""
+    with open(ready, encoding="utf-8") as told:
+        explain_waits(told, answers)
+
+
+def explain_waits(told: Iterable[str], answers: IO[bytes]) -> None:
+    """Say why executors do not come, whenever the JVM tells that a job waits for them: a line with Spark's application each time."""
+    import elastic_executors
+
+    tries, last = 0, 0.0
+    for application in filter(None, map(str.strip, told)):
+        now = time.monotonic()
+        tries = tries + 1 if now - last < _SAME_WAIT else 1
+        last = now
+        try:
+            found = elastic_executors.explain(elastic_executors.list_executors(application), tries)
+        except Exception as error:  # nothing that goes wrong here is the kernel's concern
+            elastic_launcher.say(f"the executors cannot be looked at: {error}")
+            continue
+        if found is not None:
+            answers.write(json.dumps({"hopeless": found[0], "why": found[1]}).encode() + b"\n")
+            answers.flush()
 
 
 if __name__ == "__main__":

@@ -49,7 +49,10 @@ async def home(backend: Backend) -> AsyncIterator[str]:
 
 @pytest.fixture(scope="module")
 async def gateway(backend: Backend, home: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gateway]:
-    profiles = {"home": scala("home", home=True, packages=True)}
+    profiles = {
+        "home": scala("home", home=True, packages=True),
+        "no-image": scala("no-image", executors={"image": "localhost/elastic-kernels/missing:1"}),
+    }
     own = {"ELASTIC_KERNELS_USER_NAMESPACE": f"{backend.namespace}-{{username}}", "ELASTIC_KERNELS_DEPLOYMENT": backend.namespace}
     directory = tmp_path_factory.mktemp("gateway")
     async with gateway_on(backend, directory, profiles, environment={**IDENTITY, **own}, configuration=PLUGGED_IN) as running:
@@ -73,3 +76,11 @@ async def test_a_job_on_two_executors_and_a_jar_that_reaches_them_and_lasts(back
     await until(lambda: gone(backend, home), "the executors to go", seconds=GONE_SECONDS)
     async with kernel(gateway, "ana", "home") as run:
         assert (await run(HOSTS.replace("WORD", "lasting.Word.word"), JOB_SECONDS)).startswith("2 in_the_jar\n")
+
+
+async def test_a_job_whose_executors_cannot_start_says_why(gateway: Gateway) -> None:
+    async with kernel(gateway, "ana", "no-image") as run:
+        with pytest.raises(AssertionError) as failure:
+            await run("sc.parallelize(1 to 2).count()", JOB_SECONDS)
+        assert "its executors cannot start: their image 'localhost/elastic-kernels/missing:1' cannot be pulled" in str(failure.value)
+        assert await run("1 + 1") == "2"

@@ -52,7 +52,17 @@ def shipped() -> str:
 
 def test_the_shipped_profiles() -> None:
     profiles = profilefile.loads(shipped(), "profiles.yaml")
-    assert list(profiles) == ["python-small", "python-large", "python-gpu", "python-spot", "spark-python", "spark-python-spot", "scala", "spark-scala", "spark-scala-spot"]
+    assert list(profiles) == [
+        "python-small",
+        "python-large",
+        "python-gpu",
+        "python-spot",
+        "spark-python",
+        "spark-python-spot",
+        "scala",
+        "spark-scala",
+        "spark-scala-spot",
+    ]
     gpu = profiles["python-gpu"].gpu
     assert gpu is not None
     assert (gpu.count, gpu.resource) == (1, "nvidia.com/gpu")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import elastic_executors
 import pytest
 import toree
 
@@ -117,6 +121,23 @@ def test_bad_variables_are_named(
         read()
     assert end.value.code == 64
     assert capsys.readouterr().err.startswith(f"elastic-kernels: {sentence}")
+
+
+def test_a_wait_for_executors_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def pods(application: str) -> list[dict[str, Any]]:
+        asked.append(application)
+        waiting = {"reason": "ErrImagePull", "message": "not found"}
+        return [{"status": {"containerStatuses": [{"image": "a/b:1", "state": {"waiting": waiting}}]}}]
+
+    monkeypatch.setattr(elastic_executors, "list_executors", pods)
+    answers = io.BytesIO()
+    toree.explain_waits(["spark-1\n", "\n", "spark-1\n", "spark-1\n"], answers)
+    assert asked == ["spark-1"] * 3
+    said = [json.loads(line) for line in answers.getvalue().splitlines()]
+    assert [answer["hopeless"] for answer in said] == [False, False, True]
+    assert {answer["why"] for answer in said} == {"their image 'a/b:1' cannot be pulled: not found"}
 
 
 def supervised(script: str, timeout: float = 30) -> subprocess.Popen[str]:

@@ -1,6 +1,6 @@
 package org.apache.toree.elastic
 
-import java.io.FileOutputStream
+import java.io.{FileOutputStream, OutputStream}
 import java.net.URI
 import java.nio.file.{Files, Path, Paths}
 
@@ -27,7 +27,7 @@ import scala.collection.JavaConverters._
 /** Toree with the way of a request through it replaced: what it answers is true, and in order. */
 object Main {
   private val NoKernel = 69
-  /** The variable with the file that is written to once the kernel answers. */
+  /** The variable with the launcher's file: a first line once the kernel answers, and one whenever a job waits for executors. */
   private val ReadyFile = "ELASTIC_KERNELS_READY_FILE"
   private val Rehearse = "elastic.rehearse"
 
@@ -38,7 +38,11 @@ object Main {
     try {
       val kernel = new Bootstrap(config)
       kernel.initialize()
-      sys.env.get(ReadyFile).foreach(file => new FileOutputStream(file).write('\n'))
+      sys.env.get(ReadyFile).foreach { file =>
+        val launcher = new FileOutputStream(file)
+        launcher.write('\n')
+        kernel.watch(launcher)
+      }
       if (sys.props.contains(Rehearse)) Rehearsal.main(kernel.toAnswer)
       kernel.waitForTermination().shutdown()
     }
@@ -55,6 +59,8 @@ object Main {
 class Bootstrap(config: Config) extends KernelBootstrap(config) with Wiring with StandardHookInitialization with LogLike {
   def toAnswer: Requests = requests
 
+  def watch(launcher: OutputStream): Unit = new Waits(spark, requests, streams, launcher).start()
+
   override def initializeHooks(config: Config, interpreter: Interpreter): Unit = {
     val handler: sun.misc.SignalHandler = _ => requests.interrupt()
     sun.misc.Signal.handle(new sun.misc.Signal("INT"), handler)
@@ -66,8 +72,8 @@ class Bootstrap(config: Config) extends KernelBootstrap(config) with Wiring with
 trait Wiring extends BareInitialization with ComponentInitialization with HandlerInitialization { this: LogLike =>
   // Toree forbids System.exit to threads of this group
   private val group = TaskManager.DefaultThreadGroup
-  private val streams = new Streams(group)
-  private var spark: Spark = _
+  protected val streams = new Streams(group)
+  protected var spark: Spark = _
   private var send: Sender = _
   protected var requests: Requests = _
 

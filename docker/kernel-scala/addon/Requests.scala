@@ -42,6 +42,8 @@ final class Requests(
     case other              => logger.warn(s"A $other is ignored: this kernel knows no such request")
   }
 
+  def isRunning: Boolean = running.isDefined
+
   /** Interrupts the running cell, if one runs. */
   def interrupt(): Unit = running.foreach(cell => cell.interruptCode(() => spark.cancel(cell)))
 

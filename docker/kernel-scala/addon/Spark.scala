@@ -54,6 +54,16 @@ final class Spark(mode: String, group: ThreadGroup, loader: () => ClassLoader) {
 
   def cancel(cell: Cell): Unit = alive.foreach(_.sparkContext.cancelJobsWithTag(tag(cell)))
 
+  /** The application that has jobs and no executors, if it is so; the driver counts itself among these. */
+  def waiting: Option[String] = alive.map(_.sparkContext).filter { context =>
+    val tracker = context.statusTracker
+    !context.isLocal && tracker.getActiveJobIds.nonEmpty && tracker.getExecutorInfos.length <= 1
+  }.map(_.applicationId)
+
+  def cancelAll(reason: String): Unit = alive.map(_.sparkContext).foreach { context =>
+    context.statusTracker.getActiveJobIds.foreach(context.cancelJob(_, reason))
+  }
+
   private def own(cell: Cell, session: SparkSession): Unit = {
     session.sparkContext.addJobTag(tag(cell))
     session.sparkContext.setInterruptOnCancel(true)

@@ -76,6 +76,9 @@ final class Streams(group: ThreadGroup) {
   private val oldErr = System.err
   private val oldIn = System.in
 
+  /** What the launcher writes to this process. */
+  def ofLauncher: InputStream = oldIn
+
   val out = new PrintStream(router(oldOut, _._1), false, "UTF-8")
   val err = new PrintStream(router(oldErr, _._2), false, "UTF-8")
   val in: InputStream = new InputStream {
@@ -106,6 +109,9 @@ final class Streams(group: ThreadGroup) {
 
   /** Scala's own notion of the standard streams, which it keeps for each thread. */
   def withConsole[T](body: => T): T = Console.withIn(in)(Console.withOut(out)(Console.withErr(err)(body)))
+
+  /** Writes to the current cell's stderr, from any thread. */
+  def say(text: String): Unit = cell.foreach(_._2.write(text.getBytes(UTF_8)))
 
   def flush(): Unit = cell.foreach { case (out, err, _) =>
     out.flush()
