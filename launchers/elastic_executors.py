@@ -14,6 +14,7 @@ import threading
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
 from typing import Any
 
 SECONDS = 2.0
@@ -28,6 +29,14 @@ _NOT_STARTED = ("CreateContainerConfigError", "CreateContainerError", "RunContai
 Pod = Mapping[str, Any]
 
 
+class Prospect(Enum):
+    """What is to be expected of executors that have not come."""
+
+    GOOD = "it may take its time"
+    POOR = "it is tried again, and may succeed then"
+    NONE = "it is over"
+
+
 def watch(shell: Any, log: int) -> None:
     """Watch over the cells of IPython's shell; and have an interrupted cell's jobs cancelled, which run on in Java otherwise.
 
@@ -38,29 +47,27 @@ def watch(shell: Any, log: int) -> None:
     shell.events.register("post_run_cell", lambda result: watcher.pause(isinstance(result.error_in_exec, KeyboardInterrupt)))
 
 
-def explain(pods: Sequence[Pod], tries: int) -> tuple[bool, str] | None:
-    """Return whether it is hopeless, and a clause, for executors' pods of which none has come up; None if all is well so far.
-
-    ``tries`` says how often it was asked before.
-    """
+def explain(pods: Sequence[Pod]) -> tuple[Prospect, str] | None:
+    """Return what is to be expected, and a clause, for executors' pods of which none has come up; None if all is well so far."""
     for pod in pods:
         for status in pod.get("status", {}).get("containerStatuses") or ():
             image, state = status.get("image"), status.get("state", {})
             waiting = state.get("waiting") or {}
             reason, message = waiting.get("reason", ""), " ".join(str(waiting.get("message", "")).split())
             if reason in _HOPELESS:
-                return True, f"their image {image!r} {_HOPELESS[reason]}"
+                return Prospect.NONE, f"their image {image!r} {_HOPELESS[reason]}"
             if reason in _NOT_PULLED:
-                return tries >= _TRIES, f"their image {image!r} cannot be pulled: {message}"
+                return Prospect.POOR, f"their image {image!r} cannot be pulled: {message}"
             if reason in _NOT_STARTED:
-                return tries >= _TRIES, f"their container cannot be started: {message}"
+                return Prospect.POOR, f"their container cannot be started: {message}"
     ended = [pod for pod in pods if pod.get("status", {}).get("phase") == "Failed"]
     if len(ended) > _TRIES and len(ended) == len(pods):
-        return True, f"they end as soon as they have started{_exit(ended[-1])}; the log of the pod {ended[-1]['metadata']['name']} has more"
+        clause = f"they end as soon as they have started{_exit(ended[-1])}; the log of the pod {ended[-1]['metadata']['name']} has more"
+        return Prospect.NONE, clause
     for pod in pods:
         for condition in pod.get("status", {}).get("conditions") or ():
             if condition.get("reason") == "Unschedulable":
-                return False, f"no machine fits them so far: {condition.get('message', '')}"
+                return Prospect.GOOD, f"no machine fits them so far: {condition.get('message', '')}"
     return None
 
 
@@ -104,27 +111,28 @@ class Watcher:
             context.cancelAllJobs()
 
     def _run(self) -> None:
-        said, tries = "", 0
+        said, poor = "", ""
+        tries = 0
         while True:
             if not self._running.is_set():
-                said, tries = "", 0
+                said, poor, tries = "", "", 0
                 self._running.wait()
             threading.Event().wait(SECONDS)
             try:
                 context = self._context()
-                if context is None or not _waits(context):
+                found = explain(self._executors(context.applicationId)) if context is not None and _waits(context) else None
+                if found is None:
                     tries = 0
                     continue
-                tries += 1
-                found = explain(self._executors(context.applicationId), tries)
-                if found is None:
-                    continue
-                hopeless, clause = found
-                if hopeless:
-                    _cancel(context, f"its executors cannot start: {clause}")
-                elif clause != said:
-                    print(f"Spark waits for executors: {clause}", file=sys.stderr, flush=True)
-                said = clause
+                prospect, clause = found
+                tries += prospect is Prospect.POOR
+                # a pull that is put off says less than the one that failed
+                poor = max(poor, clause, key=len) if prospect is Prospect.POOR else clause
+                if prospect is Prospect.NONE or tries >= _TRIES:
+                    _cancel(context, f"its executors cannot start: {poor}")
+                elif poor != said:
+                    said = poor
+                    print(f"Spark waits for executors: {poor}", file=sys.stderr, flush=True)
             except Exception as error:  # nothing that goes wrong here is the cell's concern
                 if str(error) != said:
                     said = str(error)

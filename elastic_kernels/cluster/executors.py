@@ -62,11 +62,11 @@ class Executors:
         self._ended_since = {uid: self._ended_since.get(uid, now) for uid in ended}
         # a driver that is not seen may merely not have been seen yet
         due = (alone & self._alone) | {uid for uid, since in self._ended_since.items() if now - since >= READABLE_FOR}
-        lost = {uid for uid, since in self._going_since.items() if now - since >= LOST_AFTER}
         self._alone = alone
         # a container that never ran needs no time to end, and its kubelet takes its own to say so
-        graces = {uid: 0 if uid in lost or (every[uid].get("status") or {}).get("phase") == "Pending" else 1 for uid in due | lost}
-        return [(every[uid], grace) for uid, grace in graces.items()]
+        pending = {uid for uid, item in every.items() if (item.get("status") or {}).get("phase") == "Pending"}
+        lost = {uid for uid, since in self._going_since.items() if uid in pending or now - since >= LOST_AFTER}
+        return [(every[uid], 0 if uid in lost | pending else 1) for uid in due | lost]
 
     def _has_driver(self, executor: Object) -> bool:
         metadata = executor["metadata"]

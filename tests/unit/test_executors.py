@@ -56,6 +56,7 @@ def test_one_that_has_ended_can_be_read_for_a_while() -> None:
 
 def test_one_that_never_ran_needs_no_time() -> None:
     assert looks(copy(), copy(executor("exec-1", "Pending")), 0.0, 1.0) == [[], ["exec-1/0"]]
+    assert looks(copy(pod(DRIVER)), copy(executor("exec-1", "Pending", going=True)), 0.0) == [["exec-1/0"]]
 
 
 def test_one_that_is_going_is_let_go_for_a_while() -> None:

@@ -21,6 +21,7 @@ import elastic_session
 import elastic_ui
 import pytest
 import spark
+from elastic_executors import Prospect
 
 from elastic_kernels.gateway import spark_ui
 
@@ -185,6 +186,9 @@ class Context:
         return SimpleNamespace(sc=lambda: SimpleNamespace(statusTracker=lambda: tracker, cancelJob=lambda *job: self.cancelled.append(job)))
 
 
+PULLED, PUT_OFF = ("ErrImagePull", "there is no such image"), ("ImagePullBackOff", "back-off")
+
+
 def test_a_job_whose_executors_cannot_start_is_ended(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(elastic_executors, "SECONDS", 0.01)
     context, asked = Context(), []
@@ -193,7 +197,7 @@ def test_a_job_whose_executors_cannot_start_is_ended(monkeypatch: pytest.MonkeyP
         asked.append(application)
         if len(asked) == 1:
             raise OSError("the API server is away")
-        return [waiting("ImagePullBackOff", "not found")]
+        return [waiting("ContainerCreating") if len(asked) < 10 else waiting(*(PULLED if len(asked) % 2 else PUT_OFF))]
 
     watcher = elastic_executors.Watcher(lambda: context, executors, 2)
     watcher.resume()
@@ -202,12 +206,13 @@ def test_a_job_whose_executors_cannot_start_is_ended(monkeypatch: pytest.MonkeyP
         assert time.monotonic() < deadline
         time.sleep(0.01)
     watcher.pause(is_interrupted=False)
-    assert context.cancelled == [(7, "its executors cannot start: their image 'a/b:1' cannot be pulled: not found")]
+    assert context.cancelled == [(7, "its executors cannot start: their image 'a/b:1' cannot be pulled: there is no such image")]
     assert set(asked) == {"spark-1"}
     said = capfd.readouterr().err.splitlines()
     assert said == [
         "elastic-kernels: the executors cannot be looked at: the API server is away",
-        "Spark waits for executors: their image 'a/b:1' cannot be pulled: not found",
+        "Spark waits for executors: their image 'a/b:1' cannot be pulled: back-off",
+        "Spark waits for executors: their image 'a/b:1' cannot be pulled: there is no such image",
     ]
     assert context.all_cancelled == 0
     watcher.pause(is_interrupted=True)
@@ -270,20 +275,21 @@ ENDED = pod(phase="Failed", state={"terminated": {"exitCode": 3}})
 
 
 @pytest.mark.parametrize(
-    ("pods", "tries", "expected"),
+    ("pods", "prospect", "clause"),
     [
-        ([], 9, None),
-        ([waiting("ContainerCreating")], 9, None),
-        ([waiting("ErrImageNeverPull")], 1, (True, "their image 'a/b:1' is not on the machine and may not be pulled")),
-        ([waiting("InvalidImageName")], 1, (True, "their image 'a/b:1' is no name of an image")),
-        ([waiting("ErrImagePull", "rpc error:\n not found")], 1, (False, "their image 'a/b:1' cannot be pulled: rpc error: not found")),
-        ([waiting("ImagePullBackOff", "back-off")], 3, (True, "their image 'a/b:1' cannot be pulled: back-off")),
-        ([waiting("CreateContainerConfigError", 'secret "x" not found')], 3, (True, 'their container cannot be started: secret "x" not found')),
-        ([ENDED] * 3, 9, None),
-        ([ENDED] * 4, 9, (True, "they end as soon as they have started (exit code 3); the log of the pod exec-1 has more")),
-        ([*[ENDED] * 4, waiting("ContainerCreating")], 9, None),
-        ([pod(conditions=[{"reason": "Unschedulable", "message": "0/2 nodes"}])], 9, (False, "no machine fits them so far: 0/2 nodes")),
+        ([waiting("ErrImageNeverPull")], Prospect.NONE, "their image 'a/b:1' is not on the machine and may not be pulled"),
+        ([waiting("InvalidImageName")], Prospect.NONE, "their image 'a/b:1' is no name of an image"),
+        ([waiting("ErrImagePull", "rpc error:\n not found")], Prospect.POOR, "their image 'a/b:1' cannot be pulled: rpc error: not found"),
+        ([waiting("ImagePullBackOff", "back-off")], Prospect.POOR, "their image 'a/b:1' cannot be pulled: back-off"),
+        ([waiting("CreateContainerConfigError", 'secret "x" not found')], Prospect.POOR, 'their container cannot be started: secret "x" not found'),
+        ([ENDED] * 4, Prospect.NONE, "they end as soon as they have started (exit code 3); the log of the pod exec-1 has more"),
+        ([pod(conditions=[{"reason": "Unschedulable", "message": "0/2 nodes"}])], Prospect.GOOD, "no machine fits them so far: 0/2 nodes"),
     ],
 )  # fmt: skip
-def test_why_executors_do_not_come(pods: list[dict[str, Any]], tries: int, expected: tuple[bool, str] | None) -> None:
-    assert elastic_executors.explain(pods, tries) == expected
+def test_why_executors_do_not_come(pods: list[dict[str, Any]], prospect: Prospect, clause: str) -> None:
+    assert elastic_executors.explain(pods) == (prospect, clause)
+
+
+@pytest.mark.parametrize("pods", [[], [waiting("ContainerCreating")], [ENDED] * 3, [*[ENDED] * 4, waiting("ContainerCreating")]])
+def test_executors_that_are_on_their_way(pods: list[dict[str, Any]]) -> None:
+    assert elastic_executors.explain(pods) is None
