@@ -13,6 +13,7 @@ from typing import Any, Final
 from elastic_kernels import quantities
 
 _QUOTA: Final = re.compile(r"exceeded quota: (\S+), requested: (\S+), used: (\S+), limited: (\S+)")
+_NO_ACCOUNT: Final = re.compile(r'looking up service account ([\w.-]+)/([\w.-]+): serviceaccount "[^"]*" not found')
 _FORBIDDEN: Final = re.compile(r"is forbidden: (.+)", re.DOTALL)
 
 _RESOURCE: Final = re.compile(r"Insufficient ([\w./-]*\w)")
@@ -59,6 +60,10 @@ def refusal(message: str) -> str:
         name, amounts = quota
         clauses = [f"{resource}: {used} of {hard} are in use, and it takes {wanted}" for resource, (wanted, used, hard) in amounts.items()]
         return f"the quota {name!r} of its namespace has no room for it ({'; '.join(clauses)})"
+    account = _NO_ACCOUNT.search(message)
+    if account:
+        namespace, name = account.groups()
+        return f"the namespace {namespace!r} has no service account {name!r}, which the profile names; its administrator has to make it"
     forbidden = _FORBIDDEN.search(message)
     return (forbidden[1] if forbidden else message).rstrip(".")
 

@@ -144,8 +144,8 @@ async def test_a_namespace_without_the_rights(backend: Backend, gateway: Gateway
     await backend.api.create("namespaces", {"metadata": {"name": bare, "namespace": ""}})
     try:
         status, body = await gateway.request("POST", "/api/kernels", {"name": "spark", "env": {}}, headers=as_user("eve"))
-        assert status == 500
-        assert "spark-driver" in body["message"], body
+        why = f"the namespace '{bare}' has no service account 'spark-driver', which the profile names; its administrator has to make it"
+        assert (status, body["message"]) == (500, f"The cluster refused the kernel 'spark': {why}.")
     finally:
         await backend.api.delete("namespaces", "", bare)
 

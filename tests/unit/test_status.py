@@ -220,7 +220,7 @@ QUOTA = 'pods "p" is forbidden: exceeded quota: compute, requested: limits.memor
     [
         (QUOTA.format("8Gi"), Phase.QUEUED, "the quota 'compute' of its namespace has no room for it (limits.memory: 7Gi of 8Gi are in use, and it takes 2Gi; pods: 1 of 9 are in use, and it takes 1)"),
         (QUOTA.format("1Gi"), Phase.FAILED, "the quota 'compute' of its namespace has no room for it (limits.memory: 7Gi of 1Gi are in use, and it takes 2Gi; pods: 1 of 9 are in use, and it takes 1)"),
-        ('pods "p" is forbidden: error looking up service account n/spark: serviceaccount "spark" not found', Phase.FAILED, 'error looking up service account n/spark: serviceaccount "spark" not found'),
+        ('pods "p" is forbidden: error looking up service account n/spark: serviceaccount "spark" not found', Phase.FAILED, "the namespace 'n' has no service account 'spark', which the profile names; its administrator has to make it"),
         ('pods "p" is forbidden: [maximum memory usage per Container is 1Gi, but limit is 2Gi]', Phase.FAILED, "[maximum memory usage per Container is 1Gi, but limit is 2Gi]"),
         ('Pod "p" is invalid: spec.volumes[0].name: Required value', Phase.FAILED, 'Pod "p" is invalid: spec.volumes[0].name: Required value'),
     ],
