@@ -56,7 +56,7 @@ async def _starting(gateway: Gateway, profile: str, environment: Mapping[str, st
 def _end(call: Call, gateway: Gateway, starting: Starting, client: RemoteKernelClient | None) -> None:
     """Have the kernel shut down; ``client`` is who spoke with it, None for one that may not be there yet."""
     if client is None:
-        log.info("Stopping: a kernel that is still being started is shut down as soon as it is there.")
+        log.info("Stopping: a start that is under way is cancelled.")
     # a gateway that was waited for in vain is not waited for again
     seconds = _END_SECONDS if client is None or client.lost is None else _SHORT_END_SECONDS
     answer = call(start.end(gateway, starting.kernel_id, starting=starting if client is None else None, seconds=seconds))

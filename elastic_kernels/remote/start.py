@@ -28,6 +28,8 @@ _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 30.0
 # what is in use or has no room needs a while to change
 _FAILED_PAUSE: Final = 5.0
+# causes of a start's end that lie with machines, and may not be there the next time
+_PASSING: Final = ("deleted", "evicted", "preempted", "reclaimed", "node-lost", "refused")
 # of a kernel that this program itself runs in: not what the new one is to be
 _OWN: Final = ("KERNEL_ID", "KERNEL_POD_NAME", "KERNEL_NAME", "KERNEL_LANGUAGE")
 
@@ -113,7 +115,8 @@ class Starting:
         self._patience = patience
         self._tell = tell
         self._profile = profile
-        self._environment = {**environment, "KERNEL_ID": self.kernel_id}
+        # kept, because a proxy that hangs up after a minute is no reason to begin again; who gives up says so
+        self._environment = {**environment, "KERNEL_ID": self.kernel_id, "KERNEL_KEEP": "true"}
         self._began = asyncio.get_running_loop().time()
         self._said = ("", self._began)
 
@@ -131,7 +134,9 @@ class Starting:
             # one that says why there is no kernel says nothing about an earlier start
             unheard = meaning is Verdict.AWAY and (answer.from_gateway or not answer.may_have_arrived)
             self.may_have_begun = (begun and unheard) or meaning is Verdict.UNDER_WAY or (meaning is Verdict.AWAY and not unheard)
-            if meaning is Verdict.REFUSED or (meaning is Verdict.FAILED and await self._is_hopeless()):
+            if meaning is Verdict.REFUSED and await self._cause() in _PASSING:
+                meaning = Verdict.FAILED
+            if meaning is Verdict.REFUSED:
                 raise GatewayError(await self._refusal(answer), answer)
             if meaning is not former:
                 former, since = meaning, now
@@ -202,9 +207,9 @@ class Starting:
             self._said = (sentence, now)
             self._tell(f"{sentence} ({now - self._began:.0f} s)")
 
-    async def _is_hopeless(self) -> bool:
-        answer = await self._gateway.ask("GET", f"/api/kernels/{self.kernel_id}/status", seconds=10)
-        return answer.status == 200 and answer.body.get("hopeless") is True
+    async def _cause(self) -> object:
+        """Return what brought the start to its end, where the gateway says it."""
+        return (await self._gateway.ask("GET", f"/api/kernels/{self.kernel_id}/status", seconds=10)).body.get("cause")
 
     async def _refusal(self, answer: Answer) -> str:
         if answer.status != 404:
@@ -246,4 +251,6 @@ async def end(gateway: Gateway, kernel_id: str, *, starting: Starting | None = N
 
 
 async def _is_known(gateway: Gateway, kernel_id: str) -> bool:
-    return (await gateway.ask("GET", f"/api/kernels/{kernel_id}/status", seconds=10)).status != 404
+    answer = await gateway.ask("GET", f"/api/kernels/{kernel_id}/status", seconds=10)
+    # a start that failed is remembered for a while
+    return answer.status != 404 and answer.body.get("hopeless") is not True

@@ -29,8 +29,8 @@ TOKEN = "the-schedulers-own"
 ANA = {"JUPYTER_GATEWAY_HEADERS": json.dumps({"X-Forwarded-User": "ana"})}
 SERVICE = {"JUPYTER_GATEWAY_AUTH_TOKEN": TOKEN, "KERNEL_USERNAME": "ana"}
 
-# a kernel that begins to start, and waits
-SLOW = 'cd "$0"; touch "slow begun"; until [ -e "slow goes on" ]; do sleep 0.1; done; exec python -m ipykernel_launcher -f "$1"'
+# a kernel that begins to start, and never comes to its end
+SLOW = 'cd "$0"; touch "slow begun"; exec sleep 600'
 
 
 @dataclass
@@ -172,7 +172,7 @@ async def schedule(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -
         "opened": profile("opened", limit_classes=["scheduled"], volumes=volumes, grace_period=1),
         "missing": profile("missing", image="registry.invalid/missing:1"),
         "slow": profile("slow", command=["sh", "-c", SLOW, str(folder), "{connection_file}"], volumes=volumes, grace_period=1),
-        "crowded": profile("crowded", cpu="1000", launch_timeout=2),
+        "crowded": profile("crowded", cpu="1000", launch_timeout=3),
     }
     async with gateway_on(backend, directory, profiles, environment=environment, configuration=PLUGGED_IN) as gateway:
         yield Schedule(gateway, folder, {**backend.environment, **environment})
@@ -327,9 +327,9 @@ async def test_a_start_that_fails_in_passing_is_tried_again(schedule: Schedule) 
     notebook = schedule.write("crowded.ipynb", "1", kernel="crowded")
     run = await schedule.run("elastic-kernels", "run", str(notebook), "--retries", "1", **ANA)
     assert run.code == 75, run
-    sentence = "The kernel 'crowded' was not ready within 2 seconds: no machine fits it so far"
+    sentence = "The kernel 'crowded' was not ready within 3 seconds: no machine fits it so far"
     assert run.err.count(sentence) == 2
-    assert "crowded: waiting for the kernel (1 s)" in run.err or "crowded: no machine fits it" in run.err
+    assert "crowded: no machine fits it so far: not enough cpu is free" in run.err
 
 
 @pytest.mark.parametrize("program", ["elastic-kernels", "papermill"])
@@ -355,10 +355,8 @@ async def test_who_ends_a_start_ends_its_kernel(schedule: Schedule, backend: Bac
     async with schedule.begun("elastic-kernels", "run", str(notebook), **ANA) as process:
         await schedule.seen("slow begun")
         process.send_signal(signal.SIGINT)
-        await said(process, "a kernel that is still being started is shut down as soon as it is there.")
-        schedule.touch("slow goes on")
         assert (await ended(process)).code == 130
-    await until(backend.is_empty, "the pod to go")
+    await until(backend.is_empty, "the pod to go", seconds=20)
 
 
 async def test_a_connection_that_is_cut_comes_back_and_nothing_is_lost(schedule: Schedule) -> None:

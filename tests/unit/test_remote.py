@@ -246,12 +246,17 @@ async def test_a_start_whose_answer_never_comes() -> None:
         await asyncio.wait_for(Starting(client, "gpu", {}, Patience(), gateway.told.append).run(), 10)
 
 
-async def test_what_is_hopeless_is_not_tried_again() -> None:
-    async with scripted([LATE, CREATED]) as (gateway, client):
-        gateway.afterwards = {"phase": "failed", "sentence": "its image does not exist", "hopeless": True}
-        with pytest.raises(GatewayError):
-            await Starting(client, "gpu", {}, Patience(), gateway.told.append).run()
-        assert len(gateway.asked) == 1
+@pytest.mark.parametrize(("cause", "requests"), [("preempted", 2), ("unstartable", 1), (None, 1)])
+async def test_what_a_machine_did_is_tried_again(cause: str | None, requests: int) -> None:
+    async with scripted([(500, said("It cannot start."), {}), CREATED]) as (gateway, client):
+        gateway.afterwards = {"phase": "failed", "sentence": "it was ended", "hopeless": True, "cause": cause}
+        starting = Starting(client, "gpu", {}, Patience(), gateway.told.append)
+        if requests == 1:
+            with pytest.raises(GatewayError):
+                await starting.run()
+        else:
+            await starting.run()
+        assert len(gateway.asked) == requests
 
 
 def message(kind: str, parent: str, channel: str = "iopub", **content: Any) -> dict[str, Any]:
