@@ -1,0 +1,117 @@
+"""Measures a process from within: how late its event loop is, its CPU time and its memory. In a gateway, or in a bare process.
+
+A gateway gets it by two lines of its configuration file, ``from bench.probe import install`` and ``install(path)``. The bare process
+(``python -m bench.probe path``) is the floor beside it: a loop that has nothing to do, on the same machine at the same time, which can
+open the ZeroMQ sockets that a gateway opens for each kernel.
+
+It answers lines on a Unix socket: ``late SECONDS`` watches the loop, ``rest SECONDS`` leaves it alone, and both say what the process
+used meanwhile; ``connect ADDRESS SHELL IOPUB CONTROL …`` opens sockets to kernels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import zmq
+from tornado.ioloop import IOLoop
+
+_INTERVAL: Final = 0.005
+_PAGE: Final = resource.getpagesize()
+_sockets: list[Any] = []
+
+
+def install(path: str) -> None:
+    """Serve on the loop that this thread is about to run."""
+    IOLoop.current().add_callback(serve, path)
+
+
+async def serve(path: str) -> asyncio.AbstractServer:
+    """Serve on the running loop."""
+    return await asyncio.start_unix_server(_answer, path, limit=2**24)
+
+
+async def ask(path: Path, *words: object) -> dict[str, Any]:
+    """Ask the process that serves at ``path``."""
+    reader, writer = await asyncio.open_unix_connection(str(path), limit=2**24)
+    writer.write(" ".join(map(str, words)).encode() + b"\n")
+    answer = await reader.readline()
+    writer.close()
+    return dict(json.loads(answer))
+
+
+async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    command, *words = (await reader.readline()).decode().split()
+    if command == "connect":
+        _connect(words)
+    cpu, begin = time.process_time(), time.monotonic()
+    late: list[float] = []
+    if command == "late":
+        late = await _lateness(float(words[0]))
+    elif command == "rest":
+        await asyncio.sleep(float(words[0]))
+    seconds = time.monotonic() - begin
+    gc.collect()
+    facts = {"cpu": (time.process_time() - cpu) / seconds if seconds > 0.5 else 0.0, "memory": memory(), **percentiles(late)}
+    writer.write(json.dumps(facts).encode() + b"\n")
+    await writer.drain()
+    writer.close()
+
+
+async def _lateness(seconds: float) -> list[float]:
+    """Return for each of many timers how many seconds after its time it came."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    late = []
+    while (due := loop.time() + _INTERVAL) < end:
+        await asyncio.sleep(_INTERVAL)
+        late.append(max(0.0, loop.time() - due))
+    return late
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """Return median, 99th percentile and maximum; nothing of nothing."""
+    if len(values) < 2:
+        return {}
+    return {"p50": statistics.median(values), "p99": statistics.quantiles(values, n=100)[98], "max": max(values)}
+
+
+def memory() -> int:
+    """Return the resident bytes of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
+
+
+def _connect(words: list[str]) -> None:
+    """Open what a gateway opens for each kernel: one socket that listens for its activity, and one to control it."""
+    context = zmq.Context.instance()
+    context.set(zmq.MAX_SOCKETS, 65535)
+    for word in words:
+        address, iopub, control = word.split(":")
+        for kind, port in ((zmq.SUB, iopub), (zmq.DEALER, control)):
+            socket = context.socket(kind)
+            socket.linger = 0
+            if kind == zmq.SUB:
+                socket.subscribe(b"")
+            socket.connect(f"tcp://{address}:{port}")
+            _sockets.append(socket)
+
+
+async def _main(path: str) -> None:
+    server = await serve(path)
+    parent = os.getppid()
+    while os.getppid() == parent:
+        await asyncio.sleep(1.0)
+    server.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(sys.argv[1]))

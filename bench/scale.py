@@ -1,0 +1,279 @@
+"""The gateway itself, as the number of its kernels grows: its loop, its CPU, its memory, its requests to the API server.
+
+The kernels are stand-ins on the embedded cluster, so that what is measured is the gateway's process and nothing else. Beside it runs
+the floor: a process whose loop has nothing to do, with the ZeroMQ sockets that a gateway has open to as many kernels. What its loop
+is late by is the machine's doing, and what it takes of memory is ZeroMQ's.
+
+Half of what is measured is measured at rest, and half at work: cells run on websockets, and kernels start and end. Each is repeated
+with an API server that takes 200 ms for each answer, with watches that are cut every five seconds, and with an API server that
+hangs for ten seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import random
+import statistics
+import sys
+import tempfile
+import time
+from asyncio.subprocess import Process
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from bench import figures, probe
+from bench.crowd import Crowd, crowd, files_allowed
+from elastic_kernels.record import PORT_SETS
+from tests.conftest import profile
+from tests.gateway import PLUGGED_IN, Gateway, running_gateway, until, write_kernelspecs
+
+ROOT: Final = Path(__file__).parents[1]
+KERNELS_A_USER: Final = 10
+# files that a gateway has open for each kernel: two ZeroMQ sockets of two files
+FILES_A_KERNEL: Final = 4
+AT_ONCE: Final = 10
+API_LATENCY: Final = 0.2
+CUT_SECONDS: Final = 5.0
+HANG_SECONDS: Final = 10.0
+CONDITIONS: Final = ("as it is", "API takes 200 ms", "watches cut every 5 s", "API hangs for 10 s")
+_LIMITS: Final = {"EG_MAX_KERNELS": "100000", "ELASTIC_KERNELS_MAX_KERNELS_PER_CLASS": "interactive=100"}
+
+
+@dataclass
+class Bench:
+    """What is running."""
+
+    crowd: Crowd
+    gateway: Gateway
+    inside: Path
+    """Where the gateway's probe listens."""
+    beside: Path
+    """Where the floor's does."""
+    kernels: list[str]
+    users: Iterable[int]
+
+    async def start(self) -> tuple[str, float]:
+        """Start a kernel for the next user and return its id, and the seconds that it took."""
+        begin = time.monotonic()
+        user = f"user-{next(iter(self.users)) // KERNELS_A_USER}"
+        status, body = await self.gateway.request("POST", "/api/kernels", {"name": "stand-in", "env": {"KERNEL_USERNAME": user}})
+        if status != 201:
+            raise RuntimeError(f"a kernel did not start: {body}")
+        return str(body["id"]), time.monotonic() - begin
+
+    async def grow(self, count: int) -> None:
+        """Have ``count`` kernels in all."""
+        before = set(self.crowd.addresses)
+        gate = asyncio.Semaphore(AT_ONCE)
+
+        async def one() -> str:
+            async with gate:
+                return (await self.start())[0]
+
+        self.kernels += await asyncio.gather(*(one() for _ in range(count - len(self.kernels))))
+        shell, control = PORT_SETS[0], PORT_SETS[0] + 3
+        new = [f"{address}:{shell + 1}:{control}" for address in self.crowd.addresses if address not in before]
+        await probe.ask(self.beside, "connect", *new)
+
+    async def burst(self, count: int) -> list[float]:
+        """Return what each of ``count`` starts at once takes; they are gone again afterwards."""
+        started = await asyncio.gather(*(self.start() for _ in range(count)))
+        await self.end([kernel for kernel, _ in started])
+        return [seconds for _, seconds in started]
+
+    async def end(self, kernels: list[str]) -> None:
+        """End some."""
+        gate = asyncio.Semaphore(AT_ONCE)
+
+        async def one(kernel: str) -> None:
+            async with gate:
+                await self.gateway.request("DELETE", f"/api/kernels/{kernel}")
+
+        await asyncio.gather(*map(one, kernels))
+        await until(lambda: len(self.crowd.addresses) == len(self.kernels), "the kernels of a burst to go")
+
+    @asynccontextmanager
+    async def work(self, cells: float, starts: float) -> AsyncIterator[None]:
+        """Have so many cells a second run, and so many kernels a second come and go."""
+
+        enough = asyncio.Event()
+
+        async def execute() -> None:
+            async with self.gateway.channels(random.choice(self.kernels)) as channels:
+                while not enough.is_set():
+                    await channels.execute("pass")
+                    await _pause(enough, 10 / cells)
+
+        async def come_and_go() -> None:
+            while not enough.is_set():
+                kernel, _ = await self.start()
+                await self.gateway.request("DELETE", f"/api/kernels/{kernel}")
+                await _pause(enough, 4 / starts)
+
+        tasks = [*(asyncio.ensure_future(execute()) for _ in range(10)), *(asyncio.ensure_future(come_and_go()) for _ in range(4))]
+        try:
+            yield
+        finally:
+            enough.set()
+            for result in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(result, BaseException):
+                    print(f"    some of the work failed: {result!r}", flush=True)
+
+
+async def _pause(enough: asyncio.Event, seconds: float) -> None:
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(enough.wait(), seconds)
+
+
+@asynccontextmanager
+async def running(most: int) -> AsyncIterator[Bench]:
+    """Run the cluster, the gateway and the floor."""
+    async with AsyncExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        standing = await stack.enter_async_context(crowd(directory / "cluster", most))
+        place = directory / "gateway"
+        place.mkdir()
+        write_kernelspecs(place, {"stand-in": profile("stand-in")})
+        inside, beside = directory / "inside", directory / "beside"
+        environment = {
+            "KUBECONFIG": str(standing.cluster.kubeconfig),
+            "ELASTIC_KERNELS_NAMESPACE": "default",
+            "PYTHONPATH": str(ROOT),
+            **_LIMITS,
+        }
+        configuration = f"{PLUGGED_IN}from bench.probe import install\ninstall({str(inside)!r})\n"
+        stack.push_async_callback(_end, await asyncio.create_subprocess_exec(sys.executable, "-m", "bench.probe", str(beside), cwd=ROOT))
+        gateway = await stack.enter_async_context(running_gateway(place, environment, configuration=configuration))
+        await until(lambda: inside.exists() and beside.exists(), "the probes to listen")
+        yield Bench(standing, gateway, inside, beside, [], itertools.count())
+        # a gateway that is told to end takes a tenth of a second for each kernel
+        gateway.kill()
+
+
+async def _end(process: Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    await process.wait()
+
+
+@asynccontextmanager
+async def _condition(bench: Bench, name: str) -> AsyncIterator[None]:
+    faults = bench.crowd.cluster.faults
+
+    async def cut() -> None:
+        while True:
+            await asyncio.sleep(CUT_SECONDS)
+            faults.cut_watches()
+
+    cutting = None
+    if name == CONDITIONS[1]:
+        faults.add(delay=API_LATENCY)
+    elif name == CONDITIONS[2]:
+        cutting = asyncio.ensure_future(cut())
+    elif name == CONDITIONS[3]:
+        faults.add(delay=HANG_SECONDS, times=20)
+    try:
+        yield
+    finally:
+        faults.clear()
+        if cutting is not None:
+            cutting.cancel()
+
+
+async def measure(bench: Bench, count: int, burst: int, seconds: float, empty: tuple[int, int]) -> dict[str, Any]:
+    """Return what there is to say about a gateway with ``count`` kernels."""
+    requests = bench.crowd.cluster.faults.requests
+    result: dict[str, Any] = {"kernels": count}
+    memory = [(await probe.ask(path, "rest", 0.1))["memory"] for path in (bench.inside, bench.beside)]
+    result["memory"] = {"gateway": (memory[0] - empty[0]) / count, "floor": (memory[1] - empty[1]) / count}
+    before = Counter(requests)
+    took = await bench.burst(burst)
+    asked = requests - before
+    result["burst"] = {"at once": burst, "seconds": took}
+    result["requests a start"] = {f"{verb} {resource}": number / burst for (verb, resource), number in sorted(asked.items())}
+    before = Counter(requests)
+    resting, floor = await asyncio.gather(*(probe.ask(path, "rest", seconds) for path in (bench.inside, bench.beside)))
+    result["idle"] = {"cpu": resting["cpu"], "floor cpu": floor["cpu"], "late": {}}
+    result["idle"]["requests"] = {f"{verb} {resource}": number for (verb, resource), number in (requests - before).items()}
+    result["work"] = {"late": {}}
+    for condition in CONDITIONS:
+        for state in ("idle", "work"):
+            async with _condition(bench, condition), AsyncExitStack() as stack:
+                if state == "work":
+                    await stack.enter_async_context(bench.work(cells=10, starts=2))
+                    await asyncio.sleep(1.0)
+                both = await asyncio.gather(*(probe.ask(path, "late", seconds) for path in (bench.inside, bench.beside)))
+            late = [{name: facts[name] for name in ("p50", "p99", "max", "cpu")} for facts in both]
+            result[state]["late"][condition] = {"gateway": late[0], "floor": late[1]}
+            said = ", ".join(f"{name} {1000 * late[0][name]:.1f} ms" for name in ("p50", "p99", "max"))
+            print(f"{count:6} kernels, {condition}, {state}: {said} (floor p99 {1000 * late[1]['p99']:.1f} ms)", flush=True)
+            await until(lambda: len(bench.crowd.addresses) == len(bench.kernels), "what worked to go")
+    return result
+
+
+async def run(counts: list[int], burst: int, seconds: float) -> list[dict[str, Any]]:
+    """Measure one gateway with more and more kernels."""
+    allowed = files_allowed()
+    possible = [count for count in sorted(counts) if (count + burst) * FILES_A_KERNEL + 500 < allowed]
+    for count in sorted(set(counts) - set(possible)):
+        print(f"{count} kernels are left out: a process may have {allowed} files open here (ulimit -Hn).", flush=True)
+    results = []
+    async with running(max(possible) + burst) as bench:
+        await bench.grow(1)  # pays for connections and imports
+        empty = [(await probe.ask(path, "rest", 0.1))["memory"] for path in (bench.inside, bench.beside)]
+        for count in possible:
+            begin = time.monotonic()
+            await bench.grow(count)
+            print(f"{count:6} kernels started, in {time.monotonic() - begin:.0f} s", flush=True)
+            results.append(await measure(bench, count, min(burst, count), seconds, (empty[0], empty[1])))
+    return results
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Return what was measured, a column for each number of kernels."""
+    rows: list[list[str]] = [["", *(f"{result['kernels']} kernels" for result in results)]]
+
+    def add(name: str, value: Any) -> None:
+        rows.append([name, *(value(result) for result in results)])
+
+    add("memory a kernel, KB (ZeroMQ's part)", lambda r: f"{r['memory']['gateway'] / 1e3:.0f} ({r['memory']['floor'] / 1e3:.0f})")
+    add("CPU at rest, % of a core (floor)", lambda r: f"{100 * r['idle']['cpu']:.1f} ({100 * r['idle']['floor cpu']:.1f})")
+    add("starts at once", lambda r: str(r["burst"]["at once"]))
+    add("  median s", lambda r: f"{statistics.median(r['burst']['seconds']):.2f}")
+    add("  the last, s", lambda r: f"{max(r['burst']['seconds']):.2f}")
+    add("API requests a start", lambda r: f"{sum(r['requests a start'].values()):.2f}")
+    add("API requests at rest", lambda r: str(sum(r["idle"]["requests"].values())))
+    for state in ("idle", "work"):
+        for condition in CONDITIONS:
+            rows.append([f"loop late, ms, {'at rest' if state == 'idle' else 'at work'}, {condition}", *("" for _ in results)])
+            for name in ("p50", "p99", "max"):
+
+                def late(r: dict[str, Any], name: str = name, state: str = state, condition: str = condition) -> str:
+                    both = r[state]["late"][condition]
+                    return f"{1000 * both['gateway'][name]:.1f} ({1000 * both['floor'][name]:.1f})"
+
+                add(f"  {name} (floor)", late)
+    return figures.aligned(rows)
+
+
+def main(arguments: list[str]) -> None:
+    """Measure, print the table, write the file."""
+    parser = argparse.ArgumentParser(description="The gateway's own cost, with stand-in kernels on the embedded cluster.")
+    parser.add_argument("--counts", type=int, nargs="+", default=[100, 1000, 3000])
+    parser.add_argument("--burst", type=int, default=200, help="starts at once (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=15.0, help="of each measurement (default: %(default)s)")
+    given = parser.parse_args(arguments)
+    results = asyncio.run(run(given.counts, given.burst, given.seconds))
+    print(table(results))
+    figures.save("scale", results)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
