@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import os
 import resource
 import statistics
 import sys
@@ -22,8 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import zmq
 from tornado.ioloop import IOLoop
+from zmq.constants import ContextOption, SocketType
+from zmq.sugar.context import Context
 
 _INTERVAL: Final = 0.005
 _PAGE: Final = resource.getpagesize()
@@ -92,25 +92,23 @@ def memory() -> int:
 
 def _connect(words: list[str]) -> None:
     """Open what a gateway opens for each kernel: one socket that listens for its activity, and one to control it."""
-    context = zmq.Context.instance()
-    context.set(zmq.MAX_SOCKETS, 65535)
+    context = Context.instance()
+    context.set(ContextOption.MAX_SOCKETS, 65535)
     for word in words:
         address, iopub, control = word.split(":")
-        for kind, port in ((zmq.SUB, iopub), (zmq.DEALER, control)):
+        for kind, port in ((SocketType.SUB, iopub), (SocketType.DEALER, control)):
             socket = context.socket(kind)
             socket.linger = 0
-            if kind == zmq.SUB:
+            if kind == SocketType.SUB:
                 socket.subscribe(b"")
             socket.connect(f"tcp://{address}:{port}")
             _sockets.append(socket)
 
 
 async def _main(path: str) -> None:
-    server = await serve(path)
-    parent = os.getppid()
-    while os.getppid() == parent:
-        await asyncio.sleep(1.0)
-    server.close()
+    async with await serve(path) as server:
+        # until whoever started it ends it
+        await server.serve_forever()
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from traitlets import TraitError
 from traitlets.config import Config
 
 from elastic_kernels.errors import ConfigurationError
-from elastic_kernels.gateway import audit, routes
+from elastic_kernels.gateway import audit, room, routes
 from elastic_kernels.gateway.managers import ElasticMappingKernelManager
 from elastic_kernels.gateway.verified import VERIFIER
 from elastic_kernels.identity.verifier import Verifier
@@ -44,6 +44,7 @@ class ElasticGatewayApp(EnterpriseGatewayApp):  # type: ignore[misc]
         except (ConfigurationError, TraitError) as error:
             self.log.critical("%s", error)
             self.exit(1)
+        room.make()
         super().init_configurables()
 
     def _create_request_handlers(self) -> list[tuple[Any, ...]]:

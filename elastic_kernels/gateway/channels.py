@@ -10,6 +10,7 @@ from jupyter_client.jsonutil import date_default
 from tornado import websocket
 
 from elastic_kernels.errors import IdentityAwayError, UnauthorizedError
+from elastic_kernels.gateway.passing import PassingChannels
 from elastic_kernels.gateway.verified import VERIFIER, Verified
 from elastic_kernels.gateway.websockets import PromptChannels
 from elastic_kernels.identity.verifier import Verifier
@@ -22,7 +23,7 @@ _SERVICE_RESTART: Final = 1012
 _PARENT: Final = 2
 
 
-class Channels(Verified, PromptChannels):
+class Channels(Verified, PassingChannels, PromptChannels):
     """A kernel's websocket."""
 
     connects = True
