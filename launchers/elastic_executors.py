@@ -21,7 +21,7 @@ SECONDS = 2.0
 """How long it looks away at a time."""
 _ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 # A pull is tried again, and may succeed then; this often is enough.
-_TRIES = 3
+TRIES = 3
 _HOPELESS = {"ErrImageNeverPull": "is not on the machine and may not be pulled", "InvalidImageName": "is no name of an image"}
 _NOT_PULLED = ("ErrImagePull", "ImagePullBackOff")
 _NOT_STARTED = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError")
@@ -61,7 +61,7 @@ def explain(pods: Sequence[Pod]) -> tuple[Prospect, str] | None:
             if reason in _NOT_STARTED:
                 return Prospect.POOR, f"their container cannot be started: {message}"
     ended = [pod for pod in pods if pod.get("status", {}).get("phase") == "Failed"]
-    if len(ended) > _TRIES and len(ended) == len(pods):
+    if len(ended) > TRIES and len(ended) == len(pods):
         clause = f"they end as soon as they have started{_exit(ended[-1])}; the log of the pod {ended[-1]['metadata']['name']} has more"
         return Prospect.NONE, clause
     for pod in pods:
@@ -128,7 +128,7 @@ class Watcher:
                 tries += prospect is Prospect.POOR
                 # a pull that is put off says less than the one that failed
                 poor = max(poor, clause, key=len) if prospect is Prospect.POOR else clause
-                if prospect is Prospect.NONE or tries >= _TRIES:
+                if prospect is Prospect.NONE or tries >= TRIES:
                     _cancel(context, f"its executors cannot start: {poor}")
                 elif poor != said:
                     said = poor

@@ -288,19 +288,22 @@ def listen(ready: int, answers: IO[bytes]) -> None:
 def explain_waits(told: Iterable[str], answers: IO[bytes]) -> None:
     """Say why executors do not come, whenever the JVM tells that a job waits for them: a line with Spark's application each time."""
     import elastic_executors
+    from elastic_executors import Prospect
 
-    tries, last = 0, 0.0
+    poor, last = 0, 0.0
     for application in filter(None, map(str.strip, told)):
         now = time.monotonic()
-        tries = tries + 1 if now - last < _SAME_WAIT else 1
-        last = now
+        poor, last = poor if now - last < _SAME_WAIT else 0, now
         try:
-            found = elastic_executors.explain(elastic_executors.list_executors(application), tries)
+            found = elastic_executors.explain(elastic_executors.list_executors(application))
         except Exception as error:  # nothing that goes wrong here is the kernel's concern
             elastic_launcher.say(f"the executors cannot be looked at: {error}")
             continue
         if found is not None:
-            answers.write(json.dumps({"hopeless": found[0], "why": found[1]}).encode() + b"\n")
+            prospect, clause = found
+            poor += prospect is Prospect.POOR
+            is_over = prospect is Prospect.NONE or poor >= elastic_executors.TRIES
+            answers.write(json.dumps({"hopeless": is_over, "why": clause}).encode() + b"\n")
             answers.flush()
 
 
