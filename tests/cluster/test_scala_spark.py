@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from elastic_kernels.profiles import Profile
-from tests.cluster.spark import GONE_SECONDS, JOB_SECONDS, executors, gone, grant, spark_profile
+from tests.cluster.spark import GONE_SECONDS, JOB_SECONDS, executors, gone, grant
+from tests.cluster.test_scala import scala_profile
 from tests.conftest import Backend, gateway_on
 from tests.gateway import PLUGGED_IN, Gateway, until
 from tests.volumes import IDENTITY, claim, kernel, release
@@ -29,10 +30,9 @@ scala.tools.nsc.Main.process(Array("-usejavacp", "-d", "/tmp/lasting.jar", sourc
 """
 
 
-def scala(name: str, **fields: Any) -> Profile:
-    command = ["python3", "{launchers}/toree.py", "{connection_file}"]
-    common = {"image": "elastic-kernels/kernel-scala:dev", "command": command, "language": "scala", "memory": "1500Mi"}
-    return spark_profile(name, **{**common, **fields})
+def scala(name: str, executors: dict[str, Any] | None = None, **fields: Any) -> Profile:
+    small = {"max": 2, "cpu": {"request": "50m", "limit": 1}, "memory": "800Mi", "spot": True, **(executors or {})}
+    return scala_profile(name, spark={"executors": small}, **fields)
 
 
 @pytest.fixture(scope="module")

@@ -93,5 +93,5 @@ final class Spark(mode: String, group: ThreadGroup, loader: () => ClassLoader) {
 }
 
 object Spark {
-  private val QuietSeconds = 5L
+  private val QuietSeconds = 30L
 }
