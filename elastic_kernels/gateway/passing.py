@@ -33,6 +33,13 @@ class PassingChannels(ZMQChannelsHandler):  # type: ignore[misc]
 
     def _on_zmq_reply(self, stream: Any, msg_list: list[bytes]) -> None:
         """Called with each message of the kernel's, whose parts are ``msg_list``."""
+        try:
+            self._pass(stream, msg_list)
+        except ValueError as error:
+            # raised further, it would end the stream: whoever reaches the kernel's port could have a user's cells hang
+            log.warning("A message on the channel %s of the kernel %s is left out: %s", stream.channel, self.kernel_id, error)
+
+    def _pass(self, stream: Any, msg_list: list[bytes]) -> None:
         _, parts = self.session.feed_identities(msg_list)
         header = None
         # what is to be changed on its way, and buffers, which have a format of their own, are Jupyter Server's to handle
