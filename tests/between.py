@@ -54,7 +54,11 @@ class Between:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         parts = urlsplit(self.gateway)
-        there, onward = await asyncio.open_connection(parts.hostname, parts.port)
+        try:
+            there, onward = await asyncio.open_connection(parts.hostname, parts.port)
+        except OSError:
+            writer.transport.abort()
+            return
         pair = (writer, onward)
         self._pairs.add(pair)
         try:

@@ -20,7 +20,7 @@ from tornado.httpclient import HTTPClientError
 from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, websocket_connect
 
 from elastic_kernels.remote.gateway import CONNECT_SECONDS, Answer, Gateway
-from elastic_kernels.remote.ledger import Ledger
+from elastic_kernels.remote.ledger import Counter, Ledger
 from elastic_kernels.remote.start import Tell
 
 # what is between them takes a connection for idle after a minute or so, and notices nothing when one end is gone
@@ -35,6 +35,8 @@ _LONGEST_PAUSE: Final = 10.0
 
 DEAD_KERNEL: Final = "DeadKernel"
 """The error with which a gateway ends a cell whose kernel has ended."""
+
+_MISSING: Final = "The connection to the gateway was cut here, and a part of what the kernel said is missing."
 
 Message = dict[str, Any]
 
@@ -55,6 +57,7 @@ class Channels:
         self._away_seconds = away_seconds
         self._tell = tell
         self._ledger = Ledger()
+        self._counter = Counter()
         self._unsent: deque[Message] = deque()
         self._connection: WebSocketClientConnection | None = None
         self._connected_before = False
@@ -124,9 +127,8 @@ class Channels:
         self._connection = connection
         if self._connected_before:
             self._tell("The gateway is there again; the run goes on.")
+            self._counter.cut()
             if self._ledger.is_waiting:
-                # one that kept nothing says nothing of it
-                self._tell("If it was started anew, what the cell printed meanwhile is missing.")
                 self._probe()
         self._connected_before = True
         self._flush()
@@ -150,6 +152,9 @@ class Channels:
         elif channel == "stdin" and kind == "input_request":
             self.lost = f"a cell asks for input ({content.get('prompt', '')!r}), and nobody is there to give it"
         elif not is_probe:
+            if self._counter.heard(message) and message.get("parent_header"):
+                self._tell(_MISSING)
+                self._deliver("iopub", _printed(_MISSING, message["parent_header"]))
             self._deliver(channel, message)
         self.lost = self.lost or loss
 
@@ -198,6 +203,13 @@ class Channels:
 def _clause(sentence: str) -> str:
     """Return a sentence as a part of another one."""
     return sentence[:1].lower() + sentence[1:].rstrip(".") or "the kernel has ended"
+
+
+def _printed(text: str, parent: Mapping[str, Any]) -> Message:
+    """Return a message as if the cell of ``parent`` had printed a line on stderr."""
+    header = {"msg_id": uuid.uuid4().hex, "msg_type": "stream", "session": "", "username": "", "date": "", "version": "5.3"}
+    content = {"name": "stderr", "text": f"{text}\n"}
+    return {"channel": "iopub", "header": header, "parent_header": parent, "metadata": {}, "content": content, "buffers": []}
 
 
 def _plain(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What was asked of a kernel and is not answered yet; finds out, after a connection was cut, what will never be answered.
+"""What was asked of a kernel and what it said; finds out, after a connection was cut, what is missing.
 
 A gateway keeps what a kernel says while nobody is connected, and sends it to the same session that comes back. Lost is what was on
 its way when the connection was cut, in either direction. A kernel handles the requests of a session in their order: after a new
@@ -8,11 +8,14 @@ lost.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
 REPLY: Final = "reply"
 IDLE: Final = "idle"
+# how jupyter_client's Session makes them, and so ipykernel: a session's messages are counted
+_COUNTED: Final = re.compile(r"(.+)_([0-9]+)")
 
 
 class Ledger:
@@ -77,3 +80,28 @@ class Ledger:
         if self._heard_of & unanswered:
             return "the cell's result was lost when the connection to the gateway was cut; whether it succeeded is not known"
         return "the connection to the gateway was cut before the kernel took the cell; whether it ran is not known"
+
+
+class Counter:
+    """The messages of a kernel that counts them: tells whether some are missing between two connections."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, int] = {}
+        self._is_cut = False
+
+    def cut(self) -> None:
+        """Note that the connection is another from here on."""
+        self._is_cut = True
+
+    def heard(self, message: Mapping[str, Any]) -> bool:
+        """Note a message; return whether some before it are missing, as far as can be told. Replies overtake, which is no gap."""
+        counted = _COUNTED.fullmatch(str(message["header"].get("msg_id")))
+        if counted is None:
+            return False
+        sender, number = counted[1], int(counted[2])
+        last = self._last.get(sender)
+        self._last[sender] = max(number, last if last is not None else number)
+        if last is None or number <= last or not self._is_cut:
+            return False
+        self._is_cut = False
+        return number > last + 1

@@ -360,37 +360,63 @@ async def test_who_ends_a_start_ends_its_kernel(schedule: Schedule, backend: Bac
 
 
 async def test_a_connection_that_is_cut_comes_back_and_nothing_is_lost(schedule: Schedule) -> None:
-    ticks = f"for i in range(3000):\n    print(i)\n    if i == 1000:\n        {says('at 1000')}\n    if i == 2000: {says('at 2000')}"
-    notebook = schedule.write("cut.ipynb", f"{ticks}\n    time.sleep(0.001)".replace("for", "import time\nfor", 1), "print('next')")
+    numbers = "for number in range({}, {}):\n    print(number, flush=True)\n"
+    cell = f"{numbers.format(0, 100)}{waits('it is cut')}\n{numbers.format(100, 200)}{says('at 200')}\n{numbers.format(200, 300)}"
+    notebook = schedule.write("cut.ipynb", cell, "print('next')")
     async with (
         between(schedule.gateway.address) as proxy,
-        schedule.begun("elastic-kernels", "run", str(notebook), gateway=proxy.address, **ANA) as process,
+        schedule.begun("elastic-kernels", "run", str(notebook), "--log-output", gateway=proxy.address, **ANA) as process,
     ):
-        await schedule.seen("at 1000")
+        await said(process, "99")
         await proxy.disappear()
-        await schedule.seen("at 2000")
+        schedule.touch("it is cut")
+        await schedule.seen("at 200")
         await proxy.appear()
         run = await ended(process)
     assert run.code == 0, run
-    assert outputs(notebook) == ["".join(f"{i}\n" for i in range(3000)), "next\n"]
+    assert outputs(notebook) == ["".join(f"{number}\n" for number in range(300)), "next\n"]
     assert "The gateway is there again; the run goes on." in run.err
 
 
+async def test_output_that_is_lost_is_missed(schedule: Schedule) -> None:
+    """What was on its way when the connection was cut is gone: the notebook says so, where it is missing."""
+    cell = f"print('one', flush=True)\n{waits('say two')}\nprint('two', flush=True)\n{waits('say three')}\nprint('three')"
+    notebook = schedule.write("missing output.ipynb", cell)
+    async with (
+        between(schedule.gateway.address) as proxy,
+        schedule.begun("elastic-kernels", "run", str(notebook), "--log-output", gateway=proxy.address, **ANA) as process,
+    ):
+        await said(process, "one")
+        proxy.loses = True
+        lost = asyncio.ensure_future(proxy.swallowed())
+        await asyncio.sleep(0)
+        schedule.touch("say two")
+        await lost
+        proxy.cut_clients()
+        proxy.loses = False
+        await said(process, "the run goes on")
+        schedule.touch("say three")
+        run = await ended(process)
+    assert run.code == 0, run
+    missing = "The connection to the gateway was cut here, and a part of what the kernel said is missing."
+    assert outputs(notebook) == [f"one\n{missing}\nthree\n"]
+
+
 async def test_a_cell_that_ended_while_the_gateway_was_away(schedule: Schedule) -> None:
-    cell = f"{says('runs')}\n{waits('gateway is away')}\nprint('over')\n{says('is over')}\n1/0"
+    cell = f"print('it runs', flush=True)\n{waits('gateway is away')}\nprint('over')\n{says('is over')}\n1/0"
     notebook = schedule.write("ended.ipynb", cell, "print('never')")
     async with (
         between(schedule.gateway.address) as proxy,
-        schedule.begun("elastic-kernels", "run", str(notebook), gateway=proxy.address, **ANA) as process,
+        schedule.begun("elastic-kernels", "run", str(notebook), "--log-output", gateway=proxy.address, **ANA) as process,
     ):
-        await schedule.seen("runs")
+        await said(process, "it runs")
         await proxy.disappear()
         schedule.touch("gateway is away")
         await schedule.seen("is over")
         await proxy.appear()
         run = await ended(process)
     assert run.code == 1, run
-    assert outputs(notebook) == ["over\nZeroDivisionError: division by zero", ""]
+    assert outputs(notebook) == ["it runs\nover\nZeroDivisionError: division by zero", ""]
 
 
 async def test_a_result_that_is_lost_is_noticed(schedule: Schedule) -> None:
@@ -458,21 +484,27 @@ async def another_gateway(schedule: Schedule, directory: Path) -> AsyncIterator[
 
 
 async def test_a_gateway_that_is_killed_and_another_one_that_goes_on(schedule: Schedule, tmp_path: Path) -> None:
-    notebook = schedule.write("killed.ipynb", f"x = 1\n{says('killed runs')}\n{waits('another is there')}\nprint('over')", "print(x)")
+    ticking = waits("another is there").replace("    time", "    print('tick', flush=True)\n    time")
+    notebook = schedule.write("killed.ipynb", f"x = 1\n{ticking}\nprint('over')", "print(x)")
     async with (
         another_gateway(schedule, tmp_path) as first,
         between(first.address) as proxy,
-        schedule.begun("elastic-kernels", "run", str(notebook), gateway=proxy.address, **ANA) as process,
+        schedule.begun("elastic-kernels", "run", str(notebook), "--log-output", gateway=proxy.address, **ANA) as process,
     ):
-        await schedule.seen("killed runs")
+        await said(process, "tick")
         first.kill()
         await said(process, "does not answer")
         proxy.gateway = schedule.gateway.address
         await said(process, "the run goes on")
+        # by then the other gateway is connected to the kernel
+        await said(process, "tick")
         schedule.touch("another is there")
         run = await ended(process)
     assert run.code == 0, run
-    assert outputs(notebook) == ["over\n", "1\n"]
+    first_cell, second_cell = outputs(notebook)
+    assert first_cell.endswith("tick\nover\n")
+    assert "a part of what the kernel said is missing" in first_cell
+    assert second_cell == "1\n"
 
 
 async def test_a_cell_that_ended_while_no_gateway_was_there(schedule: Schedule, tmp_path: Path) -> None:

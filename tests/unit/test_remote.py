@@ -17,7 +17,7 @@ from elastic_kernels.errors import ConfigurationError
 from elastic_kernels.remote import start
 from elastic_kernels.remote.channels import decode
 from elastic_kernels.remote.gateway import Address, Answer, Gateway, GatewayError, address
-from elastic_kernels.remote.ledger import Ledger
+from elastic_kernels.remote.ledger import Counter, Ledger
 from elastic_kernels.remote.start import Patience, Starting, Verdict, kernel_environment, verdict
 
 Told = tuple[int, str, dict[str, str]]
@@ -311,6 +311,24 @@ def test_a_later_probe_takes_the_place_of_one_that_was_cut_off() -> None:
     ledger.probed("cut off")
     ledger.probed("probe")
     assert [bool(ledger.heard(item["channel"], item)) for item in PROBE] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (["k_1_0", "k_1_1"], ["k_1_2", "k_1_9"], [False, False]),
+        (["k_1_0", "k_1_1"], ["k_1_3", "k_1_9"], [True, False]),
+        (["k_1_0", "k_1_2"], ["k_1_1", "k_1_3"], [False, False]),
+        (["k_1_0"], ["gateway_7_9", "k_1_1"], [False, False]),
+        (["uuid"], ["other"], [False]),
+        (["k_1_0"], ["new_2_5"], [False]),
+    ],
+)
+def test_what_is_missing_between_two_connections(before: list[str], after: list[str], expected: list[bool]) -> None:
+    counter = Counter()
+    assert not any(counter.heard({"header": {"msg_id": identity}}) for identity in before)
+    counter.cut()
+    assert [counter.heard({"header": {"msg_id": identity}}) for identity in after] == expected
 
 
 def test_frames() -> None:
