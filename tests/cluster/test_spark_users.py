@@ -158,6 +158,7 @@ async def test_sparks_pages_are_for_their_owner_alone(backend: Backend, gateway:
             async with client.get(gateway.address + path, headers=as_user(user)) as response:
                 return response.status, await response.text()
 
+        assert await run("6 * 7") == "42"
         assert await get(f"{base}/") == (404, message(404, "The kernel has not started Spark, or its Spark shows no pages."))
         await run("sc.setJobDescription('the sum of four'); sc.parallelize(range(4), 2).sum()", JOB_SECONDS)
         status, page = await get(base)
