@@ -71,7 +71,7 @@ class Cluster:
         cluster = cls(client, namespace, settings.deployment, settings.user_namespace)
         loop = asyncio.get_running_loop()
         sweeper = Sweeper(cluster.pods, cluster.records, cluster.reaper)
-        superfluous = Executors(client, cluster.pods, cluster.executors)
+        superfluous = Executors(client, cluster.pods, cluster.executors, cluster.reaper.is_ending)
         cluster._tasks = [
             loop.create_task(cluster.pods.run(), name="watch pods"),
             loop.create_task(cluster.records.run(), name="watch records"),

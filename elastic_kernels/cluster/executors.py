@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Final
 
 from elastic_kernels import names, status
@@ -34,10 +35,12 @@ def selector(deployment: str) -> str:
 class Executors:
     """Belongs to one event loop."""
 
-    def __init__(self, client: Client, drivers: Informer, executors: Informer) -> None:
+    def __init__(self, client: Client, drivers: Informer, executors: Informer, is_ending: Callable[[Key], bool]) -> None:
+        """``is_ending`` tells of a driver's pod whether this gateway is ending it: what it has to do by itself needs no executors."""
         self._client = client
         self._drivers = drivers
         self._executors = executors
+        self._is_ending = is_ending
         self._alone: set[str] = set()
         self._ended_since: dict[str, float] = {}
         self._going_since: dict[str, float] = {}
@@ -61,7 +64,11 @@ class Executors:
         ended = {uid for uid, item in every.items() if uid not in going and status.has_ended(item)}
         self._ended_since = {uid: self._ended_since.get(uid, now) for uid in ended}
         # a driver that is not seen may merely not have been seen yet
-        due = (alone & self._alone) | {uid for uid, since in self._ended_since.items() if now - since >= READABLE_FOR}
+        due = (
+            (alone & self._alone)
+            | {uid for uid in alone if self._is_ending(_driver(every[uid]))}
+            | {uid for uid, since in self._ended_since.items() if now - since >= READABLE_FOR}
+        )
         self._alone = alone
         # a container that never ran needs no time to end, and its kubelet takes its own to say so
         pending = {uid for uid, item in every.items() if (item.get("status") or {}).get("phase") == "Pending"}
@@ -69,10 +76,9 @@ class Executors:
         return [(every[uid], 0 if uid in lost | pending else 1) for uid in due | lost]
 
     def _has_driver(self, executor: Object) -> bool:
-        metadata = executor["metadata"]
-        driver: Key = (metadata["namespace"], metadata["labels"][names.EXECUTOR_OF])
+        driver = _driver(executor)
         pod = self._drivers.get(driver)
-        return pod is not None and "deletionTimestamp" not in pod["metadata"] and not status.has_ended(pod)
+        return not self._is_ending(driver) and pod is not None and "deletionTimestamp" not in pod["metadata"] and not status.has_ended(pod)
 
     async def _delete(self, executor: Object, grace: int) -> None:
         metadata = executor["metadata"]
@@ -82,3 +88,8 @@ class Executors:
             log.info("The executor %s of %s is deleted", name, metadata["labels"][names.EXECUTOR_OF])
         except (ClusterError, ClusterAwayError) as error:
             log.warning("Deleting the executor %s: %s (%s); it is tried again", name, error, error.detail)
+
+
+def _driver(executor: Object) -> Key:
+    metadata = executor["metadata"]
+    return metadata["namespace"], metadata["labels"][names.EXECUTOR_OF]

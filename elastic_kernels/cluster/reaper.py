@@ -88,6 +88,10 @@ class Reaper:
         ending.changed.set()
         return ending
 
+    def is_ending(self, key: Key) -> bool:
+        """Tell whether the pod of this namespace and name is on its way out."""
+        return key in self._endings
+
     async def close(self, seconds: float) -> None:
         """Stop, once the API server has taken every deletion or ``seconds`` are over; who waits for what is hurried."""
         loop = asyncio.get_running_loop()

@@ -27,9 +27,9 @@ def copy(*pods: dict[str, Any], is_fresh: bool = True) -> Any:
     return SimpleNamespace(get=found.get, objects=lambda: list(found.values()), is_fresh=is_fresh)
 
 
-def looks(drivers: Any, executors: Any, *times: float) -> list[list[str]]:
+def looks(drivers: Any, executors: Any, *times: float, ending: str = "") -> list[list[str]]:
     """Return the names of what is to be deleted at each of these times, and the grace period of each."""
-    ends: Any = Executors(None, drivers, executors)  # type: ignore[arg-type]
+    ends: Any = Executors(None, drivers, executors, lambda key: key[1] == ending)  # type: ignore[arg-type]
     return [sorted(f"{each['metadata']['name']}/{grace}" for each, grace in ends.superfluous(now)) for now in times]
 
 
@@ -47,6 +47,10 @@ def looks(drivers: Any, executors: Any, *times: float) -> list[list[str]]:
 def test_an_executor_ends_with_its_driver(drivers: Any, expected: list[list[str]]) -> None:
     """What is not there at the first look may merely not have been seen."""
     assert looks(drivers, copy(executor("exec-1")), 0.0, 1.0) == expected
+
+
+def test_an_executor_ends_as_soon_as_the_gateway_ends_its_driver() -> None:
+    assert looks(copy(pod(DRIVER)), copy(executor("exec-1")), 0.0, ending=DRIVER) == [["exec-1/1"]]
 
 
 def test_one_that_has_ended_can_be_read_for_a_while() -> None:
