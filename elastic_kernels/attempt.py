@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from elastic_kernels import homes, names, pod, reach, record, slots, status
 from elastic_kernels.cluster import Cluster, Key, Object, RecordRef
-from elastic_kernels.errors import ClusterError, ElasticKernelsError, HomeError, LaunchError, one_line
+from elastic_kernels.errors import ClusterError, ElasticKernelsError, HomeError, LaunchError, NotFoundError, one_line
 from elastic_kernels.profiles import Profile
 from elastic_kernels.reach import Connect
 from elastic_kernels.record import Record
@@ -34,6 +34,16 @@ _LOOK_AGAIN: Final = 1.0
 # A record that has no pod for longer is nobody's (see the sweeper).
 _QUOTA_SECONDS: Final = 20.0
 _LOG_LINES: Final = 5
+
+
+@dataclass(frozen=True)
+class Again:
+    """What is known of a kernel that is started again: its record is used, and kept if the launch fails."""
+
+    after: int
+    """The number of the start that this one is to follow: if another gateway has done just that, its pod is waited for."""
+    renew: bool = True
+    """Whether a kernel whose record is gone gets another one."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,7 @@ class Attempt:
         self._room_until = 0.0
 
     async def run(
-        self, asked: Record, spot: pod.Spot, connect: Connect, arguments: Mapping[str, str], home_claims: str, again: bool, after: int
+        self, asked: Record, spot: pod.Spot, connect: Connect, arguments: Mapping[str, str], home_claims: str, again: Again | None
     ) -> Started:
         """Carry it out, and return once the kernel answers. Raises what ``launch`` says."""
         client = self._cluster.client
@@ -85,7 +95,7 @@ class Attempt:
         uid = secret["metadata"]["uid"]
         start = pod.Launch(secrets.token_hex(3), 0, uid, 1, arguments, home)
         created, start = await self._pod(
-            kept, start, spot, reach.next_start(self._cluster.pods_of(kept.kernel_id), after) if again else None
+            kept, start, spot, reach.next_start(self._cluster.pods_of(kept.kernel_id), again.after) if again else None
         )
         address, connection = await self._connected(created, lambda address: connect(kept, start.ports, address))
         if self._profile.calls_back and self._is_ours:
@@ -157,9 +167,11 @@ class Attempt:
             grace = 1 if self.start.status.phase is Phase.RUNNING else 0
             self._cluster.reaper.end(self._namespace, self._key[1] if self._key else None, grace=grace, record=self._new_record)
 
-    async def _record(self, asked: Record, again: bool) -> Object:
+    async def _record(self, asked: Record, again: Again | None) -> Object:
         if again and (kept := await _kept_record(self._cluster, asked.kernel_id)) is not None:
             return kept
+        if again and not again.renew:
+            raise NotFoundError(f"Kernel does not exist: {asked.kernel_id}: it was shut down elsewhere.")
         slots.check(self._profile, self._limits)
         return await slots.take(self._cluster, asked, self._limits, self._create_record, id_is_chosen=self._id_is_chosen)
 

@@ -10,7 +10,7 @@ from collections.abc import Coroutine, Mapping
 from typing import Any, Final
 
 from elastic_kernels import homes, pod, status
-from elastic_kernels.attempt import Attempt, Started
+from elastic_kernels.attempt import Again, Attempt, Started
 from elastic_kernels.cluster import Cluster
 from elastic_kernels.errors import ClusterAwayError, ClusterError, ElasticKernelsError, LaunchError, LaunchTimeoutError
 from elastic_kernels.profiles import Profile
@@ -19,7 +19,7 @@ from elastic_kernels.record import Record
 from elastic_kernels.request import KernelRequest
 from elastic_kernels.slots import Limits
 
-__all__ = ["NO_LIMITS", "Started", "launch"]
+__all__ = ["NO_LIMITS", "Again", "Started", "launch"]
 
 NO_LIMITS: Final = Limits()
 
@@ -36,24 +36,21 @@ async def launch(
     limits: Limits = NO_LIMITS,
     id_is_chosen: bool = True,
     home_claims: str = homes.JUPYTERHUB,
-    again: bool = False,
-    after: int = 0,
+    again: Again | None = None,
 ) -> Started:
     """Start a kernel and return once it answers.
 
     ``id_is_chosen`` says that the client chose the kernel's id, so that another kernel may have it. ``home_claims`` says how the
-    user's home volume is found (see ``homes``). ``again`` is a restart: the record of ``asked.kernel_id`` that exists is used, and
-    kept if the launch fails; ``after`` is the number of the start that it is to follow: if another gateway has
-    done just that, its pod is waited for. ``arguments`` are values for the command's placeholders. Raises LimitReachedError, HomeError,
-    LaunchError, LaunchTimeoutError, KernelExistsError, ClusterError and ClusterAwayError; then nothing that was created remains,
-    at the latest when the API server answers again.
+    user's home volume is found (see ``homes``). ``again`` is for a kernel that has been started before. ``arguments`` are values for the
+    command's placeholders. Raises LimitReachedError, HomeError, NotFoundError, LaunchError, LaunchTimeoutError, KernelExistsError,
+    ClusterError and ClusterAwayError; then nothing that was created remains, at the latest when the API server answers again.
     """
     attempt = Attempt(cluster, asked, profile, request, limits, id_is_chosen)
     cluster.unfinished.add(attempt.give_up)
     cluster.starts.begin(attempt.start)
     outcome, sentence = "given-up", "it was given up"
     try:
-        started = await _in_time(attempt, request.timeout, attempt.run(asked, spot, connect, arguments, home_claims, again, after))
+        started = await _in_time(attempt, request.timeout, attempt.run(asked, spot, connect, arguments, home_claims, again))
         outcome = "ready"
         return started
     except ElasticKernelsError as error:

@@ -23,7 +23,7 @@ from elastic_kernels.callback import ElasticResponseManager
 from elastic_kernels.cluster import Cluster, Ending, Key, RecordRef, shared
 from elastic_kernels.errors import ConfigurationError, ElasticKernelsError, NotAllowedError, RequestError, one_line
 from elastic_kernels.identity import User
-from elastic_kernels.launch import Started, launch
+from elastic_kernels.launch import Again, Started, launch
 from elastic_kernels.reach import ports_answer
 from elastic_kernels.record import Record
 from elastic_kernels.request import parse_request
@@ -138,11 +138,18 @@ class ElasticKernelProxy(_k8s.KubernetesProcessProxy):  # type: ignore[misc,name
             limits=self._limits(settings),
             id_is_chosen="KERNEL_ID" in environment,
             home_claims=settings.home_claims,
-            again=self.kernel_manager.restarting,
-            after=getattr(self.kernel_manager, "elastic_start", 0),
+            again=self._again(),
         )
         self.serve(self._cluster, started)
         self.log.info("Kernel %s of %r runs in the pod %s/%s", self.kernel_id, user.name, *started.key)
+
+    def _again(self) -> Again | None:
+        """Return what a restart needs to know, None for a first start."""
+        if not self.kernel_manager.restarting:
+            return None
+        # a gateway that sees what others do does not bring back what they have ended
+        sees_others = hasattr(self.kernel_manager.parent, "keeper")
+        return Again(after=getattr(self.kernel_manager, "elastic_start", 0), renew=not sees_others)
 
     def serve(self, cluster: Cluster, started: Started) -> None:
         """Take a kernel's pod as this start's, whichever process created it; one without an address is not connected to."""

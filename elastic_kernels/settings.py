@@ -96,6 +96,7 @@ class ElasticKernels(Configurable):
         config=True,
         help="How much all kernels of one user may take together, such as gpu=2,memory=64Gi,cpu=16. Default: no limit.",
     )
+    drain_time = Float(20.0, config=True, help="Seconds for which a gateway that is told to end waits for the launches under way.")
     metrics_port = Int(0, min=0, max=65535, config=True, help="A port with metrics, and nothing else, for everybody. Default: none.")
     request_timeout = Float(10.0, config=True, help="Seconds that one request to the Kubernetes API may take.")
     retry_time = Float(75.0, config=True, help="Seconds for which a request to the Kubernetes API is repeated when it fails in passing.")

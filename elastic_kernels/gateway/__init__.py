@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from enterprise_gateway.enterprisegatewayapp import EnterpriseGatewayApp
 from prometheus_client import start_http_server
@@ -27,6 +27,8 @@ from elastic_kernels.gateway.managers import ElasticMappingKernelManager
 from elastic_kernels.gateway.verified import VERIFIER
 from elastic_kernels.identity.verifier import Verifier
 from elastic_kernels.settings import ElasticKernels
+
+_ANSWER_SECONDS: Final = 0.2
 
 
 class ElasticGatewayApp(EnterpriseGatewayApp):  # type: ignore[misc]
@@ -75,6 +77,21 @@ class ElasticGatewayApp(EnterpriseGatewayApp):  # type: ignore[misc]
 
     def _keep(self) -> None:
         self._keeping = asyncio.get_running_loop().create_task(self.kernel_manager.keeper.run(), name="keep kernels")
+
+    def _signal_stop(self, _number: int, _frame: Any) -> None:
+        """Called at SIGTERM."""
+        self.io_loop.add_callback_from_signal(self._end_slowly)
+
+    async def _end_slowly(self) -> None:
+        """Take no more requests, give the launches under way their time, and stop."""
+        self.log.info("The gateway ends; kernels in pods go on")
+        self.http_server.stop()
+        starting = [start for start in self.kernel_manager._starting_kernels.values() if not start.done()]
+        if starting:
+            await asyncio.wait(starting, timeout=ElasticKernels(parent=self).drain_time)
+            # their answers are on the way
+            await asyncio.sleep(_ANSWER_SECONDS)
+        self.io_loop.stop()
 
     def shutdown(self) -> None:
         """Called when the event loop has stopped: kernels in pods go on, those of this machine end with it."""

@@ -14,6 +14,7 @@ from jupyter_client.session import Session
 from jupyter_server._tz import utcnow
 
 _QUESTION: Final = "kernel_info_request"
+_WELCOME: Final = "iopub_welcome"
 _HEADER: Final = 1
 _PARENT: Final = 2
 _CONTENT: Final = 4
@@ -30,11 +31,11 @@ def watch(kernel: Any) -> None:
 
     def heard(parts: list[bytes]) -> None:
         _, message = session.feed_identities(parts)
-        parent = session.unpack(message[_PARENT])
-        if parent.get("msg_type") != _QUESTION:
-            # gateways ask that, and clients that merely connect
+        header, parent = session.unpack(message[_HEADER]), session.unpack(message[_PARENT])
+        if parent.get("msg_type") != _QUESTION and header.get("msg_type") != _WELCOME:
+            # what gateways ask, and clients that merely connect, and what they are told then, is no use of a kernel
             kernel.last_activity = utcnow()
-        note(kernel, session.unpack(message[_HEADER]), parent, lambda: session.unpack(message[_CONTENT]))
+        note(kernel, header, parent, lambda: session.unpack(message[_CONTENT]))
 
     kernel._activity_stream.on_recv(heard)
 

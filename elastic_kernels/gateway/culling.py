@@ -33,10 +33,7 @@ def limit_of(kernels: Any, kernel: Any) -> float:
 
 def used_at(kernels: Any, kernel: Any, pod: Object | None, now: datetime) -> tuple[datetime, datetime | None]:
     """Return when a kernel was last in use, as far as is known here, and as its pod says."""
-    shared = None
-    if pod is not None:
-        written = (pod["metadata"].get("annotations") or {}).get(names.USED)
-        shared = disruption.time(written or pod["metadata"].get("creationTimestamp"))
+    shared = disruption.time((pod["metadata"].get("annotations") or {}).get(names.USED)) if pod is not None else None
     if kernel.execution_state == "dead":
         return disruption.time(kernel.died_at) or now, shared
     profile = kernel.process_proxy.profile

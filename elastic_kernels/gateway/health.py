@@ -186,7 +186,9 @@ class Health:
         """Begin to shut a kernel down that has been idle for long enough, or to let others know that it is not."""
         kernel.warning = ""
         limit = culling.limit_of(self._kernels, kernel)
-        if not limit:
+        is_known = kernel.execution_state == "dead" or getattr(kernel, "is_known", False)
+        if not limit or not is_known:
+            # one that has been met a moment ago has not said yet whether it executes something
             return
         moment = datetime.now(timezone.utc)
         here, shared = culling.used_at(self._kernels, kernel, pod, moment)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -80,6 +81,7 @@ class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[m
         super().__init__(**kwargs)
         self.keeper = Keeper(self)
         self._restarts: dict[str, asyncio.Task[None]] = {}
+        self._shutdowns: Counter[str] = Counter()
 
     def _kernel_manager_class_default(self) -> str:
         return f"{__name__}.{ElasticKernelManager.__name__}"
@@ -114,6 +116,8 @@ class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[m
 
     async def restart_kernel(self, kernel_id: str, now: bool = False) -> None:
         """Restart a kernel, dead or alive, or wait for the restart that is under way. Raises HTTPError; then the kernel is dead."""
+        if kernel_id in self._shutdowns:
+            raise NotFoundError(f"Kernel does not exist: {kernel_id}: it is being shut down.")
         restart = self._restarts.get(kernel_id)
         if restart is None:
             restart = self._restarts[kernel_id] = asyncio.get_running_loop().create_task(self._restart(kernel_id))
@@ -146,6 +150,14 @@ class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[m
 
     async def shutdown_kernel(self, kernel_id: str, now: bool = False, restart: bool = False) -> None:
         """Shut a kernel down, whatever it is doing; raises NotFoundError for one that somebody else shut down at the same time."""
+        self._shutdowns[kernel_id] += 1
+        try:
+            await self._shut_down(kernel_id, now, restart)
+        finally:
+            self._shutdowns[kernel_id] -= 1
+            self._shutdowns += Counter()  # without those that are over
+
+    async def _shut_down(self, kernel_id: str, now: bool, restart: bool) -> None:
         under_way = self._restarts.get(kernel_id)
         if under_way is not None:
             under_way.cancel()

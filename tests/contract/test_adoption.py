@@ -229,3 +229,20 @@ async def test_the_command_that_shuts_down(backend: Backend, tmp_path: Path) -> 
 
 async def _gone(running: Gateway, kernel: str, user: dict[str, str] = ANA) -> bool:
     return (await running.request("GET", f"/api/kernels/{kernel}", headers=user))[0] == 404
+
+
+async def test_a_launch_under_way_outlasts_the_sigterm(backend: Backend, tmp_path: Path) -> None:
+    async with gateway(backend, tmp_path / "first") as first:
+        await start(first)
+        launch = asyncio.ensure_future(start(first))
+
+        async def begun() -> bool:
+            return len(await backend.records()) == 2
+
+        await until(begun, "the launch to begin")
+        ending = asyncio.ensure_future(first.terminate())
+        kernel = await launch
+        await ending
+    async with gateway(backend, tmp_path / "second") as second:
+        assert kernel in await listed(second)
+        assert await run(second, kernel, "6 * 7") == "42"

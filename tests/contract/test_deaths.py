@@ -176,10 +176,10 @@ async def test_a_restart_that_fails_leaves_a_kernel_that_can_be_restarted(
 @pytest.mark.embedded
 async def test_a_shutdown_ends_a_restart(cluster: EmbeddedCluster, backend: Backend, gateway: Gateway) -> None:
     kernel = await start(gateway)
-    cluster.faults.add(verb="create", resource="pods", times=1, delay=5.0)
+    cluster.faults.add(verb="create", resource="pods", times=1, delay=20.0)
     restart = asyncio.ensure_future(gateway.request("POST", f"/api/kernels/{kernel}/restart", headers=ANA))
-    await until(lambda: ("create", "pods") in cluster.faults.requests, "the new pod to be on its way")
-    assert (await asyncio.wait_for(gateway.request("DELETE", f"/api/kernels/{kernel}", headers=ANA), 4))[0] == 204
+    await until(lambda: cluster.faults.requests["create", "pods"] == 2, "the new pod to be on its way")
+    assert (await asyncio.wait_for(gateway.request("DELETE", f"/api/kernels/{kernel}", headers=ANA), 15))[0] == 204
     assert (await restart)[0] == 404
     # also what the API server creates after that
     await until(lambda: gone(backend, kernel), "its pods and its record to go")

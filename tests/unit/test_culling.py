@@ -61,7 +61,8 @@ def test_the_last_use(kernels: Any, one: Any, here: datetime) -> None:
 
 
 def test_what_others_know_is_on_the_pod() -> None:
-    assert used_at(manager(), kernel(), pod(), NOW)[1] == datetime(2026, 1, 1, 10, tzinfo=timezone.utc)
+    assert used_at(manager(), kernel(), pod(), NOW)[1] is None
+    assert is_to_be_written(600, BEFORE, None)
     shared = used_at(manager(), kernel(), pod(**{"elastic-kernels/used": "2026-01-01T11:59:00+00:00"}), NOW)[1]
     assert shared == NOW - timedelta(minutes=1)
     assert ends_at(600, BEFORE, shared) == shared + timedelta(seconds=600)
