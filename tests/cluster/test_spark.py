@@ -41,7 +41,7 @@ async def gateway(backend: Backend, tmp_path_factory: pytest.TempPathFactory) ->
     async with gateway_on(backend, tmp_path_factory.mktemp("gateway"), profiles) as running:
         yield running
         # where nobody is left to end them, they end with their drivers all the same, in the cluster's own time
-        await until(lambda: gone(backend), "the last executors to go", seconds=GONE_SECONDS)
+        await until(lambda: gone(backend), "the last executors to go")
 
 
 async def test_a_job_runs_on_two_executors_in_other_pods_on_the_spot_node(backend: Backend, gateway: Gateway) -> None:

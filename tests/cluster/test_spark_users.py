@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.cluster.spark import GONE_SECONDS, JOB_SECONDS, gone, grant, spark_profile
+from tests.cluster.spark import JOB_SECONDS, gone, grant, spark_profile
 from tests.conftest import Backend, gateway_on
 from tests.gateway import PLUGGED_IN, Gateway, until
 from tests.volumes import IDENTITY, as_user, claim, kernel, release, wheel
@@ -58,7 +58,7 @@ async def gateway(backend: Backend, users: dict[str, str], tmp_path_factory: pyt
     async with gateway_on(backend, directory, profiles, environment={**IDENTITY, **own}, configuration=PLUGGED_IN) as running:
         yield running
         for namespace in users.values():
-            await until(lambda namespace=namespace: gone(backend, namespace), "the last executors to go", seconds=GONE_SECONDS)
+            await until(lambda namespace=namespace: gone(backend, namespace), "the last executors to go")
 
 
 async def test_what_pip_installs_reaches_executors_at_once_and_in_the_next_kernel(gateway: Gateway) -> None:
