@@ -21,7 +21,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 from elastic_kernels import names, quantities
-from elastic_kernels.cluster import Cluster, Object
+from elastic_kernels.cluster import BY_KERNEL, BY_USER, Cluster, Key, Object
 from elastic_kernels.errors import ClusterError, ElasticKernelsError, KernelExistsError, LimitReachedError, NotAllowedError
 from elastic_kernels.profiles import Profile
 from elastic_kernels.record import Record
@@ -149,27 +149,40 @@ async def take(
     LimitReachedError, KernelExistsError (only if the client chose the kernel's id, as ``id_is_chosen`` says), ClusterError and
     ClusterAwayError.
     """
-    if asked.limit_class in limits.per_class:
-        secret = await _numbered(cluster, asked, limits.per_class[asked.limit_class], create)
-    elif limits.per_user is not None:
-        secret = await _numbered(cluster, replace(asked, pool=_ALL_CLASSES), limits.per_user, create)
-    else:
-        # nobody else's: a token is in it
-        secret = await create(replace(asked, slot=f"x{asked.token}"))
-    if limits != Limits() or id_is_chosen:
-        await _confirm(cluster, holder(secret), limits, id_is_chosen)
-    return secret
+    claims: set[Key] = set()
+    try:
+        if asked.limit_class in limits.per_class:
+            secret = await _numbered(cluster, asked, limits.per_class[asked.limit_class], create, claims)
+        elif limits.per_user is not None:
+            secret = await _numbered(cluster, replace(asked, pool=_ALL_CLASSES), limits.per_user, create, claims)
+        else:
+            # nobody else's: a token is in it
+            secret = await create(replace(asked, slot=f"x{asked.token}"))
+        if limits != Limits() or id_is_chosen:
+            await _confirm(cluster, holder(secret), limits, id_is_chosen)
+        return secret
+    finally:
+        cluster.claimed -= claims
 
 
-async def _numbered(cluster: Cluster, asked: Record, allowed: int, create: Callable[[Record], Awaitable[Object]]) -> Object:
-    """Create the record under the first number that nobody has."""
+async def _numbered(
+    cluster: Cluster, asked: Record, allowed: int, create: Callable[[Record], Awaitable[Object]], claims: set[Key]
+) -> Object:
+    """Create the record under the first number that nobody has.
+
+    What other starts of this process are trying is left to them at first, so that those of one burst do not all try the same; it
+    decides nothing. ``claims`` gets what this one tries, for as long as ``cluster.claimed`` is to have it.
+    """
     slots = {numbered.name: numbered for numbered in (replace(asked, slot=str(number)) for number in range(1, allowed + 1))}
-    held: Collection[Holder] = [holder(item) for item in cluster.records.objects()]
+    taken = {name for name in slots if cluster.records.get((asked.namespace, name)) or (asked.namespace, name) in cluster.claimed}
     while True:
-        taken = {other.name for other in held}
         for name, numbered in slots.items():
+            key = (asked.namespace, name)
             if name in taken:
                 continue
+            if key not in cluster.claimed:
+                cluster.claimed.add(key)
+                claims.add(key)
             try:
                 return await create(numbered)
             except ClusterError as error:
@@ -177,6 +190,7 @@ async def _numbered(cluster: Cluster, asked: Record, allowed: int, create: Calla
                     raise
         # all are taken, as far as is known here: what is really so is asked before anybody is refused
         held = await _listed(cluster, asked.user)
+        taken = {other.name for other in held}
         same = [other for other in held if other.name in slots]
         if len(same) == allowed:
             raise _refusal(Excess(_of_user(allowed, same) if asked.pool else _of_class(asked.limit_class, allowed, same), tuple(same)))
@@ -193,15 +207,14 @@ async def _confirm(cluster: Cluster, mine: Holder, limits: Limits, id_is_chosen:
     try:
         while True:
             changed.clear()
-            others = [other for other in await _known(cluster, mine) if other.uid != mine.uid]
+            others = [other for other in await _known(cluster, mine, limits) if other.uid != mine.uid]
             if id_is_chosen and any(other.kernel_id == mine.kernel_id and other.order < mine.order for other in others):
                 raise KernelExistsError(f"There is a kernel with the id {mine.kernel_id} already.")
             excess = exceeded(limits, mine, others)
             if excess is None:
                 return
-            started = {item["metadata"]["labels"].get(names.KERNEL_ID) for item in cluster.pods.objects()}
             left = end - loop.time()
-            if left <= 0 or all(other.kernel_id in started for other in excess.holders):
+            if left <= 0 or all(cluster.pods.find(BY_KERNEL, other.kernel_id) for other in excess.holders):
                 raise _refusal(excess)
             await _wait(changed, left)
     finally:
@@ -217,8 +230,8 @@ def _refusal(excess: Excess) -> ElasticKernelsError:
     return refusal
 
 
-async def _known(cluster: Cluster, mine: Holder) -> list[Holder]:
-    """Return the records as they were, all of them, at a moment after ``mine`` was created."""
+async def _known(cluster: Cluster, mine: Holder, limits: Limits) -> list[Holder]:
+    """Return the records that may count against ``mine``, as they were at a moment after it was created."""
     key = (mine.namespace, mine.name)
     seen = asyncio.Event()
 
@@ -233,9 +246,14 @@ async def _known(cluster: Cluster, mine: Holder) -> list[Holder]:
         await _wait(seen, _WATCH_SECONDS)
     finally:
         cluster.records.forget(key, look)
-    if seen.is_set():
-        return [holder(item) for item in cluster.records.objects()]
-    return await _listed(cluster, None)
+    if not seen.is_set():
+        return await _listed(cluster, None)
+    records = cluster.records
+    if limits.total is not None and len(records) > limits.total:
+        return [holder(item) for item in records.objects()]
+    # who is not the user's counts for nothing but the total; of thousands of kernels, that is nearly all
+    related = (*records.find(BY_USER, mine.user), *records.find(BY_KERNEL, mine.kernel_id))
+    return list({item["metadata"]["uid"]: holder(item) for item in related}.values())
 
 
 async def _listed(cluster: Cluster, user: str | None) -> list[Holder]:

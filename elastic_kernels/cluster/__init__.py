@@ -29,6 +29,10 @@ __all__ = ["Client", "Cluster", "Ending", "Informer", "Key", "Object", "Reaper",
 
 log = logging.getLogger(__name__)
 
+BY_KERNEL: Final = "kernel"
+"""Pods and records are found by their kernel's id."""
+BY_USER: Final = "user"
+"""Records are found by their user's name."""
 _CLOSE_SECONDS: Final = 5.0
 
 
@@ -44,8 +48,9 @@ class Cluster:
         self.watched = None if user_namespace else namespace
         """The one namespace that holds all kernels' pods and records, or None if any may."""
         selectors = {"labelSelector": names.selector(deployment)}
-        self.pods = Informer(client, "pods", self.watched, selectors=selectors)
-        self.records = Informer(client, "secrets", self.watched, selectors=selectors, metadata_only=True)
+        self.pods = Informer(client, "pods", self.watched, selectors=selectors, index={BY_KERNEL: _kernel_of})
+        indexes = {BY_KERNEL: _kernel_of, BY_USER: _user_of}
+        self.records = Informer(client, "secrets", self.watched, selectors=selectors, metadata_only=True, index=indexes)
         """The kernels' records, without what is in them."""
         self.executors = Informer(client, "pods", self.watched, selectors={"labelSelector": executors.selector(deployment)})
         """The pods of Spark's executors, which are no kernels."""
@@ -54,6 +59,8 @@ class Cluster:
         """The nodes, where the gateway may watch them."""
         self.starts = Starts()
         """The launches that are under way here."""
+        self.claimed: set[Key] = set()
+        """Names of records that starts of this process are trying to create."""
         self.unfinished: set[Callable[[], None]] = set()
         """What undoes each launch that is under way."""
         self._tasks: list[asyncio.Task[None]] = []
@@ -103,11 +110,11 @@ class Cluster:
 
     def record_of(self, kernel_id: str) -> Object | None:
         """Return the metadata of a kernel's record, as last seen, or None if it is not in the copy."""
-        return next((item for item in self.records.objects() if item["metadata"]["labels"].get(names.KERNEL_ID) == kernel_id), None)
+        return next(iter(self.records.find(BY_KERNEL, kernel_id)), None)
 
     def pods_of(self, kernel_id: str) -> list[Object]:
         """Return a kernel's pods, as last seen."""
-        return [item for item in self.pods.objects() if item["metadata"]["labels"].get(names.KERNEL_ID) == kernel_id]
+        return self.pods.find(BY_KERNEL, kernel_id)
 
     def node_of(self, pod: Object | None) -> Object | None:
         """Return the node that a pod is on, as far as it is watched."""
@@ -138,6 +145,14 @@ class Cluster:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+
+
+def _kernel_of(item: Object) -> str:
+    return str(item["metadata"]["labels"].get(names.KERNEL_ID, ""))
+
+
+def _user_of(item: Object) -> str:
+    return str((item["metadata"].get("annotations") or {}).get(names.USER, ""))
 
 
 _clusters: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Future[Cluster]] = weakref.WeakKeyDictionary()

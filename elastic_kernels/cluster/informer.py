@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from elastic_kernels.cluster.client import Client, Object
@@ -39,11 +39,12 @@ class Informer:
         metadata_only: bool = False,
         on_change: Callable[[], None] | None = None,
         trim: Callable[[Object], Object] | None = None,
+        index: Mapping[str, Callable[[Object], str]] | None = None,
     ) -> None:
         """``selectors`` are ``labelSelector`` and ``fieldSelector``; ``on_change`` is called after any change, and must not block.
 
         With ``metadata_only`` the copy holds nothing else of the objects. ``trim`` returns what is kept of one; a change of what is not
-        kept is none.
+        kept is none. ``index`` says, by name, what objects can be found by.
         """
         self.stale_since: float | None = None
         """The loop's time since which the copy has not been kept up, None while it is."""
@@ -56,6 +57,8 @@ class Informer:
         self._observers: set[Callable[[], None]] = {on_change} if on_change else set()
         self._pause = _FIRST_WAIT
         self._objects: dict[Key, Object] = {}
+        self._index = {name: _Index(value_of) for name, value_of in (index or {}).items()}
+        self._followers: list[Callable[[Object], None]] = []
         self._listeners: dict[Key, set[Callable[[Object | None], None]]] = {}
         self._listed = asyncio.Event()
         self._version = ""
@@ -67,6 +70,14 @@ class Informer:
     def objects(self) -> list[Object]:
         """Return all objects of the copy."""
         return list(self._objects.values())
+
+    def __len__(self) -> int:
+        """Return how many objects the copy has."""
+        return len(self._objects)
+
+    def find(self, index: str, value: str) -> list[Object]:
+        """Return the objects of the copy that have this value, without looking at any other."""
+        return [self._objects[key] for key in self._index[index].keys_of(value)]
 
     @property
     def is_fresh(self) -> bool:
@@ -87,6 +98,10 @@ class Informer:
         listeners.discard(listener)
         if not listeners:
             self._listeners.pop(key, None)
+
+    def follow(self, follower: Callable[[Object], None]) -> None:
+        """Have ``follower`` called with each object that has changed, and with the last state of one that goes. It must not block."""
+        self._followers.append(follower)
 
     def observe(self, observer: Callable[[], None]) -> None:
         """Have ``observer`` called after any change. It must not block."""
@@ -125,14 +140,16 @@ class Informer:
     async def _list(self) -> None:
         answer = await self._client.list(self._resource, self._namespace, metadata_only=self._metadata_only, **self._selectors)
         objects = {_key(item): self._kept(item) for item in answer.get("items") or ()}
-        gone = self._objects.keys() - objects.keys()
+        gone = {key: item for key, item in self._objects.items() if key not in objects}
         changed = [key for key, item in objects.items() if _version(self._objects.get(key)) != _version(item)]
         self._objects = objects
+        for index in self._index.values():
+            index.rebuild(objects)
         self._version = answer["metadata"]["resourceVersion"]
         self.stale_since = None
         self._listed.set()
-        for key in (*changed, *gone):
-            self._tell(key)
+        for key, item in (*((key, objects[key]) for key in changed), *gone.items()):
+            self._tell(key, item)
 
     async def _watch(self) -> None:
         query = {**self._selectors, "resourceVersion": self._version, "timeoutSeconds": str(WATCH_SECONDS)}
@@ -152,22 +169,55 @@ class Informer:
             return
         key = _key(item)
         kept = self._kept(item)
+        before = self._objects.get(key)
         if kind == "DELETED":
             self._objects.pop(key, None)
-        elif self._trim is not None and self._objects.get(key) == kept:
+        elif self._trim is not None and before == kept:
             return
         else:
             self._objects[key] = kept
-        self._tell(key)
+        for index in self._index.values():
+            index.change(key, before, self._objects.get(key))
+        self._tell(key, kept)
 
     def _kept(self, item: Object) -> Object:
         return self._trim(item) if self._trim is not None else item
 
-    def _tell(self, key: Key) -> None:
+    def _tell(self, key: Key, item: Object) -> None:
+        for follower in self._followers:
+            follower(item)
         for listener in tuple(self._listeners.get(key, ())):
             listener(self._objects.get(key))
         for observer in tuple(self._observers):
             observer()
+
+
+class _Index:
+    """Which objects have which value, in the order in which they got it."""
+
+    def __init__(self, value_of: Callable[[Object], str]) -> None:
+        self._value_of = value_of
+        self._keys: dict[str, dict[Key, None]] = {}
+
+    def keys_of(self, value: str) -> Iterable[Key]:
+        return self._keys.get(value, ())
+
+    def rebuild(self, objects: Mapping[Key, Object]) -> None:
+        self._keys = {}
+        for key, item in objects.items():
+            self.change(key, None, item)
+
+    def change(self, key: Key, before: Object | None, after: Object | None) -> None:
+        old = self._value_of(before) if before is not None else None
+        new = self._value_of(after) if after is not None else None
+        if old == new:
+            return
+        if old is not None:
+            self._keys[old].pop(key, None)
+            if not self._keys[old]:
+                del self._keys[old]
+        if new is not None:
+            self._keys.setdefault(new, {})[key] = None
 
 
 class _GoneError(Exception):

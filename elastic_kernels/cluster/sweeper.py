@@ -30,12 +30,22 @@ class Sweeper:
         self._records = records
         self._reaper = reaper
         self._alone_since: dict[str, float] = {}
+        self._changed = True
 
     async def run(self) -> None:
-        """Look, again and again, until cancelled."""
+        """Look, again and again, until cancelled; of thousands of kernels only if anything has changed."""
+        for informer in (self._pods, self._records):
+            informer.observe(self._note)
         while True:
             await asyncio.sleep(_INTERVAL)
-            self.sweep(asyncio.get_running_loop().time())
+            if not (self._pods.is_fresh and self._records.is_fresh):
+                self._changed = True
+            if self._changed or self._alone_since:
+                self._changed = False
+                self.sweep(asyncio.get_running_loop().time())
+
+    def _note(self) -> None:
+        self._changed = True
 
     def sweep(self, now: float) -> None:
         """Have the records deleted that, at the time ``now`` of the loop, have been without a pod for long enough."""

@@ -122,7 +122,11 @@ class Api:
 
     async def _watch(self, request: web.Request, resource: str, namespace: str | None) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
-        await response.prepare(request)
+        try:
+            await response.prepare(request)
+        except ConnectionError:
+            # whoever asked did not wait
+            return response
         since = int(request.query.get("resourceVersion") or 0)
         try:
             watch = self._store.watch(resource, namespace, _selection(request), since)

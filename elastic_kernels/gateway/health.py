@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Final
@@ -36,6 +36,8 @@ _SETTLED: Final = 1.5
 _NOBODYS: Final = 10.0
 # Who has run for so long did not crash in a row.
 _STABLE: Final = timedelta(minutes=1)
+# Thousands of kernels are not counted at every change, but after so many seconds for each.
+_COUNTED: Final = 0.002
 
 Begin = Callable[[str, Coroutine[Any, Any, Any]], None]
 """Carries out one thing at a time for a kernel, given its id."""
@@ -71,6 +73,7 @@ class Health:
         self._kernels = kernels
         self._begin = begin
         self._known: dict[str, _Known] = {}
+        self._next_count = 0.0
         self._fresh_since: float | None = None
         """Since when the copies have been kept up without a break."""
 
@@ -98,11 +101,21 @@ class Health:
         """Forget what was remembered of a kernel, which is another pod's by now."""
         self._known[kernel_id] = _Known(last=pod)
 
-    def summarise(self, cluster: Cluster, recorded: Mapping[str, Object], now: float) -> None:
-        """Called when all have been looked at: tells Prometheus how many kernels there are, and how old what is known of them is."""
+    def is_open(self, kernel_id: str, kernel: Any) -> bool:
+        """Tell whether something is to be done about a kernel before anything changes or a long time is over."""
+        known = self._known.get(kernel_id)
+        return known is None or known.death is not None or bool(kernel.restarting or kernel.shutting_down or kernel.warning)
+
+    def summarise(self, cluster: Cluster, now: float) -> None:
+        """Called when all to be looked at have been: tells Prometheus how many kernels there are, and how old what is known of them is."""
         is_fresh = cluster.pods.is_fresh and cluster.records.is_fresh
         self._fresh_since = (self._fresh_since or now) if is_fresh else None
-        self._known = {kernel_id: known for kernel_id, known in self._known.items() if kernel_id in self._kernels}
+        for kernel_id in self._known.keys() - self._kernels._kernels.keys():
+            del self._known[kernel_id]
+        if now < self._next_count:
+            return
+        self._next_count = now + _COUNTED * len(cluster.records)
+        recorded = {str(item["metadata"]["labels"].get(names.KERNEL_ID, "")): item for item in cluster.records.objects()}
         counts: Counter[tuple[str, str]] = Counter()
         for kernel_id, item in recorded.items():
             known = self._known.get(kernel_id)

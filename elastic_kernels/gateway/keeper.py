@@ -19,6 +19,7 @@ from elastic_kernels import record as records
 from elastic_kernels.cluster import Cluster, Key, Object, RecordRef, shared
 from elastic_kernels.errors import ClusterAwayError, ConfigurationError, ElasticKernelsError
 from elastic_kernels.gateway import serving
+from elastic_kernels.gateway.attention import Attention
 from elastic_kernels.gateway.health import Health, obituary
 from elastic_kernels.launch import Started
 from elastic_kernels.settings import ElasticKernels
@@ -49,6 +50,8 @@ class Keeper:
         self.health = Health(kernels, self._begin)
         self._recorded: set[str] = set()
         """The kernels served here whose record has been in the copy: only then does its absence mean that it is gone."""
+        self._attention = Attention()
+        self._was_fresh = False
         self._tasks: dict[str, asyncio.Task[Any]] = {}
         self._wake = asyncio.Event()
         self._waiting: set[asyncio.Event] = set()
@@ -68,6 +71,7 @@ class Keeper:
             return
         for informer in (cluster.pods, cluster.records):
             informer.observe(self._wake.set)
+            informer.follow(lambda item: self._attention.due.add(_kernel_id(item)))
             await informer.listed()
         loop = asyncio.get_running_loop()
         while True:
@@ -112,7 +116,8 @@ class Keeper:
         except asyncio.TimeoutError:
             raise ClusterAwayError("The gateway cannot see the cluster and does not know your kernels; try again in a minute.") from None
         if self._cluster is not None:
-            self._meet_others(self._cluster, *self._seen(self._cluster))
+            for kernel_id in tuple(self._attention.due):
+                self._meet_other(self._cluster, kernel_id)
             if self._tasks:
                 await asyncio.wait(list(self._tasks.values()), timeout=_PATIENCE)
 
@@ -123,50 +128,71 @@ class Keeper:
         cluster = self._cluster
         if cluster is None or (kernel_id in self._kernels and not is_to_answer):
             return
-        item, pods = cluster.record_of(kernel_id), cluster.pods_of(kernel_id)
         if kernel_id in self._kernels:
-            self._look_after(cluster, kernel_id, item, pods, asyncio.get_running_loop().time())
-        elif item is not None:
-            self._meet_others(cluster, {kernel_id: item}, {kernel_id: pods})
+            self._look_after(cluster, kernel_id, asyncio.get_running_loop().time())
+        else:
+            self._meet_other(cluster, kernel_id)
         task = self._tasks.get(kernel_id)
         if task is not None:
             await asyncio.wait({task}, timeout=_PATIENCE)
 
     def look(self, now: float) -> None:
-        """Compare what is served with what there is, and begin whatever follows from it. ``now`` is the loop's time."""
+        """Compare what is served with what there is, and begin whatever follows from it. ``now`` is the loop's time.
+
+        It is called after each change, and looks at those that it concerns; what happens by time alone is seen a little later.
+        """
         cluster = self._cluster
         if cluster is None:
             return
-        recorded, pods = self._seen(cluster)
-        self._meet_others(cluster, recorded, pods)
-        for kernel_id in self._kernels.list_kernel_ids():
-            self._look_after(cluster, kernel_id, recorded.get(kernel_id), pods.get(kernel_id, []), now)
-        self.health.summarise(cluster, recorded, now)
-        self._recorded &= set(self._kernels.list_kernel_ids())
+        is_fresh = cluster.pods.is_fresh and cluster.records.is_fresh
+        if is_fresh and not self._was_fresh:
+            # what a stale copy did not have may be gone
+            self._attention.everybody()
+        self._was_fresh = is_fresh
+        for kernel_id in self._attention.take(now, lambda: self._all(cluster)):
+            self._look_at(cluster, kernel_id, now)
+        self.health.summarise(cluster, now)
+        self._recorded &= self._kernels._kernels.keys()
         if cluster.records.is_fresh:
-            self._ended = {kernel_id: uid for kernel_id, uid in self._ended.items() if kernel_id in recorded}
+            self._ended = {kernel_id: uid for kernel_id, uid in self._ended.items() if cluster.record_of(kernel_id) is not None}
         if cluster.nodes is not None:
-            cluster.nodes.observe(self._wake.set)
+            cluster.nodes.observe(self._look_at_all)
 
-    def _seen(self, cluster: Cluster) -> tuple[dict[str, Object], dict[str, list[Object]]]:
-        """Return the records, and the pods, that there are, by the kernels' ids."""
-        pods: dict[str, list[Object]] = {}
-        for item in cluster.pods.objects():
-            pods.setdefault(_kernel_id(item), []).append(item)
-        return {_kernel_id(item): item for item in cluster.records.objects()}, pods
+    def _look_at_all(self) -> None:
+        self._attention.everybody()
+        self._wake.set()
 
-    def _meet_others(self, cluster: Cluster, recorded: Mapping[str, Object], pods: Mapping[str, list[Object]]) -> None:
-        """Begin to serve those that are not served here, and can be."""
-        now = asyncio.get_running_loop().time()
-        for kernel_id, item in recorded.items():
-            if kernel_id in self._kernels or self._ended.get(kernel_id) == item["metadata"]["uid"] or not self._may_begin(kernel_id, now):
-                continue
-            pod = reach.latest(pods.get(kernel_id, ()))
-            if (pod is not None and _is_worth_meeting(pod)) or (pod is None and obituary(item)):
-                self._begin(kernel_id, self._meet(cluster, item, pod))
+    def _all(self, cluster: Cluster) -> set[str]:
+        """Return the ids of all kernels that there are, here or there."""
+        return {*map(_kernel_id, cluster.records.objects()), *self._kernels._kernels}
 
-    def _look_after(self, cluster: Cluster, kernel_id: str, item: Object | None, pods: list[Object], now: float) -> None:
+    def _look_at(self, cluster: Cluster, kernel_id: str, now: float) -> None:
+        """Look at one kernel, and once more the next time if something about it is open."""
+        kernel = self._kernels._kernels.get(kernel_id)
+        if kernel is None:
+            item = cluster.record_of(kernel_id)
+            is_open = item is not None and self._ended.get(kernel_id) != item["metadata"]["uid"]
+            self._meet_other(cluster, kernel_id)
+        else:
+            self._look_after(cluster, kernel_id, now)
+            is_ours = getattr(kernel, "elastic_record", None) is not None
+            is_begun = kernel_id in self._tasks or kernel_id in self._failed
+            is_open = is_ours and (is_begun or kernel_id not in self._recorded or self.health.is_open(kernel_id, kernel))
+        if is_open:
+            self._attention.due.add(kernel_id)
+
+    def _meet_other(self, cluster: Cluster, kernel_id: str) -> None:
+        """Begin to serve a kernel if it is not served here, and can be."""
+        item, now = cluster.record_of(kernel_id), asyncio.get_running_loop().time()
+        if item is None or kernel_id in self._kernels or self._ended.get(kernel_id) == item["metadata"]["uid"]:
+            return
+        pod = reach.latest(cluster.pods_of(kernel_id))
+        if self._may_begin(kernel_id, now) and (_is_worth_meeting(pod) if pod is not None else obituary(item)):
+            self._begin(kernel_id, self._meet(cluster, item, pod))
+
+    def _look_after(self, cluster: Cluster, kernel_id: str, now: float) -> None:
         """Let a served kernel go, follow it to another pod, or see how it is."""
+        item, pods = cluster.record_of(kernel_id), cluster.pods_of(kernel_id)
         kernel = self._kernels._kernels[kernel_id]
         is_ours = getattr(kernel, "elastic_record", None) is not None
         if not is_ours or kernel.restarting or kernel.shutting_down or not self._may_begin(kernel_id, now):
@@ -223,6 +249,7 @@ class Keeper:
 
         def done(finished: asyncio.Task[Any]) -> None:
             self._tasks.pop(kernel_id, None)
+            self._attention.due.add(kernel_id)
             if not finished.cancelled() and (error := finished.exception()) is not None:
                 self._complain(kernel_id, error)
 

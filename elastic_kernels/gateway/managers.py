@@ -32,12 +32,12 @@ from elastic_kernels.request import launch_timeout
 
 
 class Restarter(AsyncIOLoopKernelRestarter):  # type: ignore[misc]
-    """Leaves the pods to the keeper, which is told of their ends and does not have to ask."""
+    """Leaves the pods to the keeper, which is told of their ends and does not have to ask; not even a timer runs for each of them."""
 
-    async def poll(self) -> None:
-        """Called every few seconds."""
+    def start(self) -> None:
+        """Called when the kernel has started."""
         if not isinstance(self.kernel_manager.process_proxy, ElasticKernelProxy):
-            await super().poll()
+            super().start()
 
 
 class ElasticKernelManager(RemoteKernelManager):  # type: ignore[misc]

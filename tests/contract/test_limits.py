@@ -196,3 +196,15 @@ async def test_classes_sums_and_totals(backend: Backend, tmp_path: Path) -> None
         status, body = await start(running[0], "bia")
         assert (status, body["message"][:74]) == (403, "All 4 kernels that this gateway may run at a time are in use. You have 1 o")
         await stop_all(backend, running, ["ana", "bia"])
+
+
+@pytest.mark.embedded
+async def test_the_starts_of_a_burst_do_not_try_one_anothers_slots(backend: Backend, tmp_path: Path) -> None:
+    assert backend.embedded is not None
+    async with gateways(backend, tmp_path, 1, {"ELASTIC_KERNELS_MAX_KERNELS_PER_CLASS": "interactive=5"}) as (gateway,):
+        assert (await start(gateway, "ana"))[0] == 201
+        before = Counter(backend.embedded.faults.requests)
+        assert [status for status, _ in await asyncio.gather(*(start(gateway, "ana") for _ in range(4)))] == [201] * 4
+        asked = backend.embedded.faults.requests - before
+        assert (asked["create", "secrets"], asked["create", "pods"]) == (4, 4), asked
+        await stop_all(backend, [gateway], ["ana"])
