@@ -17,7 +17,7 @@ export ELASTIC_KERNELS_LAB := $(CURDIR)/$(LAB)/bin/jupyter-lab
 RUN_PYTEST = $(GATEWAY)/bin/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check test-cluster test-airflow pictures lock clean environments python browser
+.PHONY: help run test check test-cluster test-airflow bench pictures lock clean environments python browser
 .DELETE_ON_ERROR:
 
 help: ## say what there is to make
@@ -43,6 +43,9 @@ test-cluster: environments $(GATEWAY)/test.done $(LAB)/hub.done ## the tests tha
 
 test-airflow: environments $(GATEWAY)/test.done $(AIRFLOW)/airflow.done ## the DAG of examples/airflow in a real Airflow (300 MB)
 	ELASTIC_KERNELS_AIRFLOW=$(CURDIR)/$(AIRFLOW)/bin/python $(RUN_PYTEST) tests/airflow $(ARGS)
+
+bench: environments $(GATEWAY)/test.done ## measure this project, stock Enterprise Gateway and the floor (ARGS=--quick); starts on KUBECONFIG's cluster
+	$(GATEWAY)/bin/python -m bench $(ARGS)
 
 pictures: environments $(GATEWAY)/test.done browser ## take docs/launcher.png and docs/notebook.png anew
 	ELASTIC_KERNELS_PICTURES=$(CURDIR)/docs $(RUN_PYTEST) tests/lab/test_browser.py $(ARGS)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import secrets
 import sys
 import tempfile
 import time
@@ -61,12 +62,15 @@ async def theirs(directory: Path, kubeconfig: str, namespace: str) -> AsyncItera
         yield lambda count: first_outputs(gateway, stock.NAME, count)
 
 
-async def run(counts: list[int], rounds: int, with_stock: bool, namespace: str) -> dict[str, dict[int, list[float]]]:
-    """Measure all contestants in turn, so that what else the machine does befalls each of them."""
+async def run(counts: list[int], rounds: int, with_stock: bool) -> dict[str, dict[int, list[float]]]:
+    """Measure all contestants in turn, so that what else the machine does befalls each of them; in a namespace of their own."""
     kubeconfig = os.environ["KUBECONFIG"]
     api = await Client.connect(kubeconfig=kubeconfig)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(api.close)
+        namespace = f"bench-{secrets.token_hex(3)}"
+        await api.create("namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "namespace": ""}})
+        stack.push_async_callback(api.delete, "namespaces", "", namespace)
         contestants: dict[str, Measure] = {"floor": lambda count: floor.measure(count, namespace, floor.IMAGE)}
         for name, contestant in {"ours": ours, **({"stock": theirs} if with_stock else {})}.items():
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -102,9 +106,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 5, 20])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-stock", action="store_true")
-    parser.add_argument("--namespace", default="default")
     given = parser.parse_args(arguments)
-    results: dict[str, Any] = asyncio.run(run(given.counts, given.rounds, not given.no_stock, given.namespace))
+    results: dict[str, Any] = asyncio.run(run(given.counts, given.rounds, not given.no_stock))
     print(table(results))
     figures.save("launch", results)
 

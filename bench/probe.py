@@ -5,7 +5,7 @@ A gateway gets it by two lines of its configuration file, ``from bench.probe imp
 open the ZeroMQ sockets that a gateway opens for each kernel.
 
 It answers lines on a Unix socket: ``late SECONDS`` watches the loop, ``rest SECONDS`` leaves it alone, and both say what the process
-used meanwhile; ``connect ADDRESS SHELL IOPUB CONTROL …`` opens sockets to kernels.
+used meanwhile; ``used`` says what it used so far; ``connect ADDRESS SHELL IOPUB CONTROL …`` opens sockets to kernels.
 """
 
 from __future__ import annotations
@@ -55,27 +55,34 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
         _connect(words)
     cpu, begin = time.process_time(), time.monotonic()
     late: list[float] = []
+    own: list[float] = []
     if command == "late":
-        late = await _lateness(float(words[0]))
+        late, own = await _lateness(float(words[0]))
     elif command == "rest":
         await asyncio.sleep(float(words[0]))
     seconds = time.monotonic() - begin
     gc.collect()
-    facts = {"cpu": (time.process_time() - cpu) / seconds if seconds > 0.5 else 0.0, "memory": memory(), **percentiles(late)}
+    used = time.process_time() - cpu
+    facts = {"cpu": used / seconds, "used": time.process_time(), "memory": memory(), **percentiles(late), "own": percentiles(own)}
     writer.write(json.dumps(facts).encode() + b"\n")
     await writer.drain()
     writer.close()
 
 
-async def _lateness(seconds: float) -> list[float]:
-    """Return for each of many timers how many seconds after its time it came."""
+async def _lateness(seconds: float) -> tuple[list[float], list[float]]:
+    """Return for each of many timers how late it came, in seconds, and how much of that the loop itself can have been at work.
+
+    The rest is for the machine, which had other programs to run.
+    """
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
-    late = []
+    late, own = [], []
     while (due := loop.time() + _INTERVAL) < end:
+        busy = time.thread_time()
         await asyncio.sleep(_INTERVAL)
         late.append(max(0.0, loop.time() - due))
-    return late
+        own.append(min(late[-1], time.thread_time() - busy))
+    return late, own
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:

@@ -22,7 +22,7 @@ import tempfile
 import time
 from asyncio.subprocess import Process
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,11 +39,29 @@ KERNELS_A_USER: Final = 10
 # files that a gateway has open for each kernel: two ZeroMQ sockets of two files
 FILES_A_KERNEL: Final = 4
 AT_ONCE: Final = 10
+# the reaper looks after the pods of a burst for a while
+SETTLING_SECONDS: Final = 5.0
 API_LATENCY: Final = 0.2
 CUT_SECONDS: Final = 5.0
 HANG_SECONDS: Final = 10.0
 CONDITIONS: Final = ("as it is", "API takes 200 ms", "watches cut every 5 s", "API hangs for 10 s")
-_LIMITS: Final = {"EG_MAX_KERNELS": "100000", "ELASTIC_KERNELS_MAX_KERNELS_PER_CLASS": "interactive=100"}
+# each JupyterLab server asks for its user's kernels once in so many seconds
+LIST_SECONDS: Final = 10.0
+_SETTINGS: Final = {
+    "ELASTIC_KERNELS_IDENTITY": "header",
+    "ELASTIC_KERNELS_TRUSTED_PROXIES": "127.0.0.0/8",
+    "EG_MAX_KERNELS": "100000",
+    "ELASTIC_KERNELS_MAX_KERNELS_PER_CLASS": "interactive=100",
+}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One of those that the gateway has."""
+
+    identity: str
+    headers: Mapping[str, str]
+    """What its user's requests have."""
 
 
 @dataclass
@@ -56,24 +74,24 @@ class Bench:
     """Where the gateway's probe listens."""
     beside: Path
     """Where the floor's does."""
-    kernels: list[str]
-    users: Iterable[int]
+    kernels: list[Kernel]
+    numbers: Iterator[int]
 
-    async def start(self) -> tuple[str, float]:
-        """Start a kernel for the next user and return its id, and the seconds that it took."""
+    async def start(self) -> tuple[Kernel, float]:
+        """Start a kernel for the next user, and return it and the seconds that it took."""
         begin = time.monotonic()
-        user = f"user-{next(iter(self.users)) // KERNELS_A_USER}"
-        status, body = await self.gateway.request("POST", "/api/kernels", {"name": "stand-in", "env": {"KERNEL_USERNAME": user}})
+        headers = {"X-Forwarded-User": f"user-{next(self.numbers) // KERNELS_A_USER}"}
+        status, body = await self.gateway.request("POST", "/api/kernels", {"name": "stand-in", "env": {}}, headers=headers)
         if status != 201:
             raise RuntimeError(f"a kernel did not start: {body}")
-        return str(body["id"]), time.monotonic() - begin
+        return Kernel(str(body["id"]), headers), time.monotonic() - begin
 
     async def grow(self, count: int) -> None:
         """Have ``count`` kernels in all."""
         before = set(self.crowd.addresses)
         gate = asyncio.Semaphore(AT_ONCE)
 
-        async def one() -> str:
+        async def one() -> Kernel:
             async with gate:
                 return (await self.start())[0]
 
@@ -88,25 +106,30 @@ class Bench:
         await self.end([kernel for kernel, _ in started])
         return [seconds for _, seconds in started]
 
-    async def end(self, kernels: list[str]) -> None:
+    async def delete(self, kernel: Kernel) -> None:
+        """End one, as its user does."""
+        await self.gateway.request("DELETE", f"/api/kernels/{kernel.identity}", headers=kernel.headers)
+
+    async def end(self, kernels: list[Kernel]) -> None:
         """End some."""
         gate = asyncio.Semaphore(AT_ONCE)
 
-        async def one(kernel: str) -> None:
+        async def one(kernel: Kernel) -> None:
             async with gate:
-                await self.gateway.request("DELETE", f"/api/kernels/{kernel}")
+                await self.delete(kernel)
 
         await asyncio.gather(*map(one, kernels))
         await until(lambda: len(self.crowd.addresses) == len(self.kernels), "the kernels of a burst to go")
 
     @asynccontextmanager
     async def work(self, cells: float, starts: float) -> AsyncIterator[None]:
-        """Have so many cells a second run, and so many kernels a second come and go."""
+        """Have so many cells a second run, and so many kernels a second come and go, and all users' servers ask for their kernels."""
 
         enough = asyncio.Event()
 
         async def execute() -> None:
-            async with self.gateway.channels(random.choice(self.kernels)) as channels:
+            kernel = random.choice(self.kernels)
+            async with self.gateway.channels(kernel.identity, headers=kernel.headers) as channels:
                 while not enough.is_set():
                     await channels.execute("pass")
                     await _pause(enough, 10 / cells)
@@ -114,10 +137,17 @@ class Bench:
         async def come_and_go() -> None:
             while not enough.is_set():
                 kernel, _ = await self.start()
-                await self.gateway.request("DELETE", f"/api/kernels/{kernel}")
+                await self.delete(kernel)
                 await _pause(enough, 4 / starts)
 
+        async def look() -> None:
+            users = len(self.kernels) / KERNELS_A_USER
+            while not enough.is_set():
+                await self.gateway.request("GET", "/api/kernels", headers=random.choice(self.kernels).headers)
+                await _pause(enough, 4 * LIST_SECONDS / users)
+
         tasks = [*(asyncio.ensure_future(execute()) for _ in range(10)), *(asyncio.ensure_future(come_and_go()) for _ in range(4))]
+        tasks += [asyncio.ensure_future(look()) for _ in range(4)]
         try:
             yield
         finally:
@@ -146,7 +176,7 @@ async def running(most: int) -> AsyncIterator[Bench]:
             "KUBECONFIG": str(standing.cluster.kubeconfig),
             "ELASTIC_KERNELS_NAMESPACE": "default",
             "PYTHONPATH": str(ROOT),
-            **_LIMITS,
+            **_SETTINGS,
         }
         configuration = f"{PLUGGED_IN}from bench.probe import install\ninstall({str(inside)!r})\n"
         stack.push_async_callback(_end, await asyncio.create_subprocess_exec(sys.executable, "-m", "bench.probe", str(beside), cwd=ROOT))
@@ -193,11 +223,13 @@ async def measure(bench: Bench, count: int, burst: int, seconds: float, empty: t
     result: dict[str, Any] = {"kernels": count}
     memory = [(await probe.ask(path, "rest", 0.1))["memory"] for path in (bench.inside, bench.beside)]
     result["memory"] = {"gateway": (memory[0] - empty[0]) / count, "floor": (memory[1] - empty[1]) / count}
-    before = Counter(requests)
+    before, used = Counter(requests), (await probe.ask(bench.inside, "used"))["used"]
     took = await bench.burst(burst)
     asked = requests - before
-    result["burst"] = {"at once": burst, "seconds": took}
+    used = (await probe.ask(bench.inside, "used"))["used"] - used
+    result["burst"] = {"at once": burst, "seconds": took, "cpu": used / burst}
     result["requests a start"] = {f"{verb} {resource}": number / burst for (verb, resource), number in sorted(asked.items())}
+    await asyncio.sleep(SETTLING_SECONDS)
     before = Counter(requests)
     resting, floor = await asyncio.gather(*(probe.ask(path, "rest", seconds) for path in (bench.inside, bench.beside)))
     result["idle"] = {"cpu": resting["cpu"], "floor cpu": floor["cpu"], "late": {}}
@@ -210,10 +242,14 @@ async def measure(bench: Bench, count: int, burst: int, seconds: float, empty: t
                     await stack.enter_async_context(bench.work(cells=10, starts=2))
                     await asyncio.sleep(1.0)
                 both = await asyncio.gather(*(probe.ask(path, "late", seconds) for path in (bench.inside, bench.beside)))
-            late = [{name: facts[name] for name in ("p50", "p99", "max", "cpu")} for facts in both]
+            late = [{name: facts[name] for name in ("p50", "p99", "max", "own", "cpu")} for facts in both]
             result[state]["late"][condition] = {"gateway": late[0], "floor": late[1]}
             said = ", ".join(f"{name} {1000 * late[0][name]:.1f} ms" for name in ("p50", "p99", "max"))
-            print(f"{count:6} kernels, {condition}, {state}: {said} (floor p99 {1000 * late[1]['p99']:.1f} ms)", flush=True)
+            print(
+                f"{count:6} kernels, {condition}, {state}: {said} (floor p99 {1000 * late[1]['p99']:.1f} ms), "
+                f"its own part p99 {1000 * late[0]['own']['p99']:.1f} ms, max {1000 * late[0]['own']['max']:.1f} ms",
+                flush=True,
+            )
             await until(lambda: len(bench.crowd.addresses) == len(bench.kernels), "what worked to go")
     return result
 
@@ -248,7 +284,8 @@ def table(results: list[dict[str, Any]]) -> str:
     add("starts at once", lambda r: str(r["burst"]["at once"]))
     add("  median s", lambda r: f"{statistics.median(r['burst']['seconds']):.2f}")
     add("  the last, s", lambda r: f"{max(r['burst']['seconds']):.2f}")
-    add("API requests a start", lambda r: f"{sum(r['requests a start'].values()):.2f}")
+    add("  CPU of a start and an end, ms", lambda r: f"{1000 * r['burst']['cpu']:.0f}")
+    add("API requests a start and an end", lambda r: f"{sum(r['requests a start'].values()):.2f}")
     add("API requests at rest", lambda r: str(sum(r["idle"]["requests"].values())))
     for state in ("idle", "work"):
         for condition in CONDITIONS:
@@ -260,6 +297,7 @@ def table(results: list[dict[str, Any]]) -> str:
                     return f"{1000 * both['gateway'][name]:.1f} ({1000 * both['floor'][name]:.1f})"
 
                 add(f"  {name} (floor)", late)
+            add("  p99 of its own work", lambda r, s=state, c=condition: f"{1000 * r[s]['late'][c]['gateway']['own']['p99']:.1f}")
     return figures.aligned(rows)
 
 
