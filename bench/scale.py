@@ -250,8 +250,19 @@ async def measure(bench: Bench, count: int, burst: int, seconds: float, empty: t
                 f"its own part p99 {1000 * late[0]['own']['p99']:.1f} ms, max {1000 * late[0]['own']['max']:.1f} ms",
                 flush=True,
             )
-            await until(lambda: len(bench.crowd.addresses) == len(bench.kernels), "what worked to go")
+            result[state]["late"][condition]["left"] = await _left(bench)
     return result
+
+
+async def _left(bench: Bench) -> int:
+    """Return how many kernels there are too many, or too few, when what came has had the time to go; 0 is as it should be."""
+    try:
+        await until(lambda: len(bench.crowd.addresses) == len(bench.kernels), "what came to go")
+    except AssertionError:
+        left = len(bench.crowd.addresses) - len(bench.kernels)
+        print(f"    {left:+} kernels are left of what came and should have gone", flush=True)
+        return left
+    return 0
 
 
 async def run(counts: list[int], burst: int, seconds: float) -> list[dict[str, Any]]:
