@@ -19,7 +19,7 @@ from tests.gateway import PLUGGED_IN, Gateway, free_port, running_gateway, until
 PROFILES = {"small": profile("small", display_name="Small", limit_class="small"), "other": profile("other", limit_class="other")}
 SETTINGS = {"ELASTIC_KERNELS_IDENTITY": "header", "ELASTIC_KERNELS_TRUSTED_PROXIES": "127.0.0.0/8"}
 ANA, BOB = {"X-Forwarded-User": "ana"}, {"X-Forwarded-User": "bob"}
-COUNTING = "import time\nfor number in range(60):\n    print(number, flush=True); time.sleep(0.25)"
+COUNTING = "import time\nfor number in range(400):\n    print(number, flush=True); time.sleep(0.25)"
 
 
 @asynccontextmanager
