@@ -66,6 +66,8 @@ def main(arguments: list[str]) -> NoReturn:
     elastic_launcher.enter_working_directory()
     elastic_launcher.ensure_home()
     image = find_image()
+    # at the end, and only now: a package of Toree's has this file's name
+    sys.path.append(os.path.dirname(os.path.abspath(__file__)))
     settings = spark_settings()
     command = java_command(image, settings, session_mode(), memory_limit(), jar_folder(), connection_file)
     os.environ["SPARK_HOME"] = image.spark

@@ -26,7 +26,7 @@ class Cell:
         return (self.code.strip().splitlines() or ["empty"])[0][:50]
 
 
-def ok(code: str, shows: str = "", types: str | None = None) -> Cell:
+def ok(code: str, shows: str | None = "", types: str | None = None) -> Cell:
     return Cell(code, shows, types=types)
 
 
@@ -141,6 +141,13 @@ CELLS = [
     ok("%truncation on", "Output WILL be truncated.\n"),
     bad("%AddJar", "MagicError", "write: %AddJar <jar_url>"),
     bad("%AddJar file:/no/such.jar", "java.io.FileNotFoundException", "/no/such.jar", shows=None),
+    ok(
+        'import java.nio.file._\nval made = Files.write(Paths.get("/tmp/Made.scala"), "package org.apache.made; object Made".getBytes)\n'
+        'scala.tools.nsc.Main.process(Array("-usejavacp", "-d", "/tmp/made.jar", made.toString))',
+        "made = /tmp/Made.scalatrue",
+    ),
+    ok("%AddJar file:/tmp/made.jar", None),
+    ok("org.apache.made.Made.getClass.getSimpleName + twice(x)", "Made$6"),
     bad("%AddDeps no.such thing 1.0", "DependencyNotFound", "no.such:thing:1.0", shows=None),
     bad("%nomagic", "MagicNotFound", "There is no magic %nomagic here; there are %adddeps, %addjar"),
     bad("%%nomagic\n1", "MagicNotFound", "There is no magic %%nomagic here; there are %%scala, %%sql"),
@@ -148,7 +155,7 @@ CELLS = [
     bad(
         "val fine = 1\n%truncation on\nnope",
         "CompileError",
-        "not found: value nope (cell 78:3)",
+        "not found: value nope (cell 81:3)",
         shows="fine = 1Output WILL be truncated.\n",
     ),
     ok('val text = """\n%not a magic"""\ntext.length', 'text = \n"\n%not a magic"13'),

@@ -11,11 +11,11 @@ import sys
 import unittest
 from typing import Any, ClassVar
 
+import jupyter_kernel_test
 from jupyter_client.blocking.client import BlockingKernelClient
-from jupyter_kernel_test import KernelTests
 
 
-class ScalaTests(KernelTests):  # type: ignore[misc]
+class ScalaTests(jupyter_kernel_test.KernelTests):  # type: ignore[misc]
     """What is asked of the kernel, and what it should say."""
 
     connection_file: str

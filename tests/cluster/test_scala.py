@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from elastic_kernels.profiles import Profile
+from elastic_kernels.record import connection_key
 from tests.cluster.scala_cells import CELLS, Cell
 from tests.conftest import Backend, gateway_on, profile
 from tests.gateway import Channels, Gateway, Reply
@@ -179,7 +180,7 @@ async def test_completion_inspection_and_completeness(channels: Channels) -> Non
 async def test_jupyters_own_tests_of_a_kernel(backend: Backend, gateway: Gateway, kernel: str, tmp_path: Path) -> None:
     (pod,) = await backend.pods(kernel)
     (secret,) = [item for item in await backend.records() if item["metadata"]["uid"] == pod["metadata"]["ownerReferences"][0]["uid"]]
-    connection = json.loads(base64.b64decode(secret["data"]["kernel.json"]))
+    connection = json.loads(base64.b64decode(secret["data"][connection_key(0)]))
     file = tmp_path / "kernel.json"
     file.write_text(json.dumps({**connection, "ip": pod["status"]["podIP"]}))
     python = Path(os.environ["ELASTIC_KERNELS_LAB"]).with_name("python")

@@ -57,7 +57,8 @@ async def gateway(backend: Backend, home: str, tmp_path_factory: pytest.TempPath
     directory = tmp_path_factory.mktemp("gateway")
     async with gateway_on(backend, directory, profiles, environment={**IDENTITY, **own}, configuration=PLUGGED_IN) as running:
         yield running
-        await until(lambda: gone(backend, home), "the last executors to go", seconds=GONE_SECONDS)
+        # those that never started go with their owner, in the cluster's own time
+        await until(lambda: gone(backend, home), "the last executors to go", seconds=60)
 
 
 async def test_a_job_on_two_executors_and_a_jar_that_reaches_them_and_lasts(backend: Backend, gateway: Gateway, home: str) -> None:
@@ -82,5 +83,6 @@ async def test_a_job_whose_executors_cannot_start_says_why(gateway: Gateway) -> 
     async with kernel(gateway, "ana", "no-image") as run:
         with pytest.raises(AssertionError) as failure:
             await run("sc.parallelize(1 to 2).count()", JOB_SECONDS)
-        assert "its executors cannot start: their image 'localhost/elastic-kernels/missing:1' cannot be pulled" in str(failure.value)
+        for part in ("its executors cannot start: their image ", "localhost/elastic-kernels/missing:1", "cannot be pulled"):
+            assert part in str(failure.value)
         assert await run("1 + 1") == "2"

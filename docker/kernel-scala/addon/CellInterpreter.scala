@@ -1,5 +1,6 @@
 package org.apache.toree.elastic
 
+import java.net.URL
 import java.util.concurrent.ConcurrentHashMap
 
 import com.typesafe.config.Config
@@ -41,10 +42,17 @@ class CellInterpreter(config: Config) extends ScalaInterpreter(config) {
     CellInterpreter.kernel = kernel.asInstanceOf[Kernel]
     val session = config.getString("spark_context_initialization_mode")
     val code = KernelCode + (if (session == "none") "" else SparkCode)
-    lastResultOut.reset()
+    // errors of the code before would count as errors of this
+    compiler.reporter.reset()
     val result = compiler.beQuietDuring(compiler.interpret(code))
     if (result != IR.Success) throw new IllegalStateException(s"The kernel's own code fails: $lastResultOut")
     lastResultOut.reset()
+  }
+
+  /** Toree's gives every value of the user's a new definition, too, which takes a second each and is not needed any more. */
+  override def addJars(jars: URL*): Unit = {
+    compiler.addUrlsToClassPath(jars: _*)
+    bindVariables()
   }
 
   def classLoaderOfCells: ClassLoader = compiler.classLoader
