@@ -45,6 +45,13 @@ _ARCHIVE = "elastic-toree.jsa"
 _BESIDE_HEAP = 400 << 20
 # what Spark insists on, and some
 _LEAST_HEAP = 480 << 20
+# A start is much code that runs a few times: the optimizing compiler takes as long again, for nothing. It is left out where executors
+# do the work, and comes later where the driver does.
+_JIT_OF_A_DRIVER = ("-XX:TieredStopAtLevel=1",)
+_JIT_OF_ALL = (
+    "-XX:Tier3DelayOn=0", "-XX:Tier4InvocationThreshold=50000", "-XX:Tier4MinInvocationThreshold=20000",
+    "-XX:Tier4CompileThreshold=60000", "-XX:Tier4BackEdgeThreshold=400000",
+)  # fmt: skip
 # seconds after which another wait has begun
 _SAME_WAIT = 10.0
 # beyond what Spark reaches into: for Toree's %AddJar --magic
@@ -210,7 +217,8 @@ def java_command(
     users = [entry for entry in rest.pop("spark.jars", "").split(",") if entry]
     if jars:
         users += [f"file://{entry}" for entry in sorted(glob(os.path.join(jars, "*.jar")))]
-    if not rest.get("spark.master", "local").startswith("local"):
+    is_local = rest.get("spark.master", "local").startswith("local")
+    if not is_local:
         # classes of cells refer to Toree's, and executors have the same image
         users += [f"local://{entry}" for entry in own]
         # a task that a cancelled job leaves behind ends with its executor
@@ -227,6 +235,7 @@ def java_command(
         *([f"-XX:SharedArchiveFile={archive}", "-Xlog:disable", "-Xlog:all=error:stderr"] if os.path.exists(archive) else []),
         *([f"-Dlog4j2.configurationFile=file:{log}"] if os.path.exists(log) else []),
         *heap,
+        *(_JIT_OF_ALL if is_local else _JIT_OF_A_DRIVER),
         *extra_options,
         "-cp", os.pathsep.join([*filter(None, extra_path.split(os.pathsep)), *path, *folders]),
         "org.apache.toree.elastic.Start",

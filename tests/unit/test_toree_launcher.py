@@ -88,7 +88,7 @@ def test_settings_become_options(image: toree.Image, tmp_path: Path) -> None:
         "spark.app.name": "Ana's",
     }
     command = toree.java_command(image, settings, "eager", 1 << 30, str(jars), "/run/kernel.json")
-    assert {"-Xmx700m", "-Da=b c"} <= set(command)
+    assert {"-Xmx700m", "-Da=b c", "-XX:TieredStopAtLevel=1"} <= set(command)
     assert after(command, "-cp").startswith("/x.jar:")
     lib = f"local://{image.toree}/lib"
     assert after(command, "--jars") == f"/y.jar,file://{jars}/mine.jar,{lib}/elastic-toree.jar,{lib}/toree-assembly.jar"
