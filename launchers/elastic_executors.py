@@ -14,6 +14,7 @@ import threading
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from enum import Enum
 from typing import Any
 
@@ -24,6 +25,8 @@ _ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 TRIES = 3
 _HOPELESS = {"ErrImageNeverPull": "is not on the machine and may not be pulled", "InvalidImageName": "is no name of an image"}
 _NOT_PULLED = ("ErrImagePull", "ImagePullBackOff")
+_NO_START = ("StartError", "ContainerCannotRun")
+_AT_ONCE = 20.0
 _NOT_STARTED = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError", "StartError")
 
 Pod = Mapping[str, Any]
@@ -60,8 +63,8 @@ def explain(pods: Sequence[Pod]) -> tuple[Prospect, str] | None:
                 return Prospect.POOR, f"their image {image!r} cannot be pulled: {message}"
             if reason in _NOT_STARTED:
                 return Prospect.POOR, f"their container cannot be started: {message}"
-    ended = [pod for pod in pods if pod.get("status", {}).get("phase") == "Failed"]
-    if len(ended) > TRIES and len(ended) == len(pods):
+    ended = [pod for pod in pods if _ended_at_once(pod)]
+    if len(ended) > TRIES and not any(pod.get("status", {}).get("phase") == "Running" for pod in pods):
         clause = f"they end as soon as they have started{_exit(ended[-1])}; the log of the pod {ended[-1]['metadata']['name']} has more"
         return Prospect.NONE, clause
     for pod in pods:
@@ -158,7 +161,27 @@ def _cancel(context: Any, reason: str) -> None:
         context._jsc.sc().cancelJob(job, reason)
 
 
+def _ended_at_once(pod: Pod) -> bool:
+    """Tell whether an executor failed before it can have done anything; others are taken away, and come again."""
+    if pod.get("status", {}).get("phase") != "Failed":
+        return False
+    for state in _terminated(pod):
+        if state.get("reason") in _NO_START:
+            return True
+        try:
+            began, ended = (datetime.strptime(state[name], "%Y-%m-%dT%H:%M:%SZ") for name in ("startedAt", "finishedAt"))
+        except (KeyError, TypeError, ValueError):
+            continue
+        if (ended - began).total_seconds() < _AT_ONCE:
+            return True
+    return False
+
+
+def _terminated(pod: Pod) -> list[Mapping[str, Any]]:
+    return [status.get("state", {}).get("terminated") or {} for status in pod["status"].get("containerStatuses") or ()]
+
+
 def _exit(pod: Pod) -> str:
-    states = [status.get("state", {}).get("terminated") or {} for status in pod["status"].get("containerStatuses") or ()]
-    codes = [str(state["exitCode"]) for state in states if "exitCode" in state]
-    return f" (exit code {codes[0]})" if codes else ""
+    states = _terminated(pod)
+    ends = [(state["exitCode"], " ".join(str(state.get("message", "")).split())) for state in states if "exitCode" in state]
+    return f" (exit code {ends[0][0]}{': ' if ends[0][1] else ''}{ends[0][1]})" if ends else ""

@@ -125,6 +125,9 @@ def _settings(profile: Profile, record: Record, request: KernelRequest, spark: S
         "spark.dynamicAllocation.initialExecutors": "0",
         "spark.dynamicAllocation.maxExecutors": str(executors.max),
         "spark.scheduler.minRegisteredResourcesRatio": "0",
+        # executors that are taken away now and then, for as long as a kernel lives, are no reason to end the driver
+        "spark.executor.failuresValidityInterval": "10m",
+        "spark.executor.maxNumFailures": str(max(20, 4 * executors.max)),
         # a machine that does not answer is not waited for as long as one that is merely busy might need
         "spark.storage.blockManagerHeartbeatTimeoutMs": "60s",
         "spark.network.timeoutInterval": "10s",

@@ -36,6 +36,7 @@ async def gateway(backend: Backend, tmp_path_factory: pytest.TempPathFactory) ->
         "spark": spark_profile("spark"),
         "eager": spark_profile("eager", spark={"session": "eager"}),
         "no-image": spark_profile("no-image", executors={"image": "localhost/elastic-kernels/missing:1"}),
+        "no-executor": spark_profile("no-executor", executors={"image": KERNEL_IMAGE}),
         "small": profile("small"),
     }
     async with gateway_on(backend, tmp_path_factory.mktemp("gateway"), profiles) as running:
@@ -170,6 +171,16 @@ async def test_what_a_client_may_set(gateway: Gateway, settings: str, status: in
         said = await gateway.refused("spark", KERNEL_SPARK_SETTINGS=settings)
         assert said[0] == status
         assert sentence in said[1]
+
+
+async def test_an_image_that_is_no_executors_is_said_in_the_cell(backend: Backend, gateway: Gateway) -> None:
+    kernel = await gateway.start("no-executor")
+    async with gateway.channels(kernel) as channels:
+        reply = await channels.execute("sc.parallelize(range(4), 2).sum()", seconds=JOB_SECONDS)
+        assert "its executors cannot start: they end as soon as they have started (exit code 128: " in reply.content["evalue"], reply
+        assert (await channels.execute("sc.defaultParallelism > 0")).text == "True", "the driver lives"
+    await gateway.stop(kernel)
+    await until(lambda: gone(backend), "the executors to go")
 
 
 async def test_an_image_that_executors_cannot_have_is_said_in_the_cell(backend: Backend, gateway: Gateway) -> None:

@@ -84,6 +84,8 @@ def test_the_settings_of_the_least_profile() -> None:
         "spark.dynamicAllocation.initialExecutors": "0",
         "spark.dynamicAllocation.maxExecutors": "4",
         "spark.scheduler.minRegisteredResourcesRatio": "0",
+        "spark.executor.failuresValidityInterval": "10m",
+        "spark.executor.maxNumFailures": "20",
         "spark.storage.blockManagerHeartbeatTimeoutMs": "60s",
         "spark.network.timeoutInterval": "10s",
         "spark.ui.showConsoleProgress": "false",

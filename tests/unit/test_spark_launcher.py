@@ -271,7 +271,10 @@ def test_pages_are_relayed_to_who_has_the_key(relayed: tuple[str, dict[str, Any]
     assert fetch(f"{address}/jobs/", X_Elastic_Kernels_Key=key)[0] == 502
 
 
-ENDED = pod(phase="Failed", state={"terminated": {"exitCode": 3}})
+BEGAN = "2026-11-25T09:00:00Z"
+ENDED = pod(phase="Failed", state={"terminated": {"exitCode": 3, "startedAt": BEGAN, "finishedAt": "2026-11-25T09:00:05Z"}})
+LATER = pod(phase="Failed", state={"terminated": {"exitCode": 137, "startedAt": BEGAN, "finishedAt": "2026-11-25T09:30:00Z"}})
+NO_START = pod(phase="Failed", state={"terminated": {"exitCode": 128, "reason": "StartError", "message": "no\nsuch file"}})
 
 
 @pytest.mark.parametrize(
@@ -283,6 +286,7 @@ ENDED = pod(phase="Failed", state={"terminated": {"exitCode": 3}})
         ([waiting("ImagePullBackOff", "back-off")], Prospect.POOR, "their image 'a/b:1' cannot be pulled: back-off"),
         ([waiting("CreateContainerConfigError", 'secret "x" not found')], Prospect.POOR, 'their container cannot be started: secret "x" not found'),
         ([ENDED] * 4, Prospect.NONE, "they end as soon as they have started (exit code 3); the log of the pod exec-1 has more"),
+        ([*[NO_START] * 4, waiting("ContainerCreating")], Prospect.NONE, "they end as soon as they have started (exit code 128: no such file); the log of the pod exec-1 has more"),
         ([pod(conditions=[{"reason": "Unschedulable", "message": "0/2 nodes"}])], Prospect.GOOD, "no machine fits them so far: 0/2 nodes"),
     ],
 )  # fmt: skip
@@ -290,6 +294,6 @@ def test_why_executors_do_not_come(pods: list[dict[str, Any]], prospect: Prospec
     assert elastic_executors.explain(pods) == (prospect, clause)
 
 
-@pytest.mark.parametrize("pods", [[], [waiting("ContainerCreating")], [ENDED] * 3, [*[ENDED] * 4, waiting("ContainerCreating")]])
+@pytest.mark.parametrize("pods", [[], [waiting("ContainerCreating")], [ENDED] * 3, [LATER] * 9, [*[ENDED] * 4, pod(phase="Running")]])
 def test_executors_that_are_on_their_way(pods: list[dict[str, Any]]) -> None:
     assert elastic_executors.explain(pods) is None
