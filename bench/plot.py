@@ -53,7 +53,7 @@ def svg(found: Sequence[Row]) -> str:
 
     heights = [_BAR * len(ratios) + _GAP for _, ratios in found]
     bottom = _TOP + sum(heights)
-    parts = [_text(_LEFT, 18, "How many times the floor (bare pods; a direct ZeroMQ connection): less is better", "start", 13)]
+    parts = [_text(8, 18, "How many times the floor (bare pods; a direct ZeroMQ connection): less is better", "start", 13)]
     for index, name in enumerate(_COLOURS):
         left = _LEFT + 130 * index
         parts += [f'<rect x="{left}" y="28" width="11" height="11" fill="{_COLOURS[name]}"/>', _text(left + 16, 38, _TITLES[name], "start")]
@@ -67,11 +67,15 @@ def svg(found: Sequence[Row]) -> str:
     for (what, ratios), height in zip(found, heights, strict=True):
         parts.append(_text(_LEFT - 8, y + _BAR * len(ratios) / 2 + 4, what, "end"))
         for index, (name, ratio) in enumerate(ratios.items()):
-            top, end = y + _BAR * index, x(ratio if math.isfinite(ratio) else most)
-            begin, width = min(x(1), end), abs(end - x(1))
-            parts.append(f'<rect x="{begin:.1f}" y="{top}" width="{max(width, 1):.1f}" height="{_BAR - 2}" fill="{_COLOURS[name]}"/>')
-            said = f"{ratio:.2g}" if math.isfinite(ratio) else "none came"
-            parts.append(_text(max(end, x(1)) + 4, top + _BAR - 3, said, "start"))
+            top = y + _BAR * index
+            if not math.isfinite(ratio):
+                parts.append(_text(x(1) + 4, top + _BAR - 3, f"{_TITLES[name]}: none came", "start"))
+                continue
+            begin, end = sorted((x(1), x(ratio)))
+            parts += [
+                f'<rect x="{begin:.1f}" y="{top}" width="{max(end - begin, 1):.1f}" height="{_BAR - 2}" fill="{_COLOURS[name]}"/>',
+                _text(end + 4, top + _BAR - 3, f"{ratio:.2g}", "start"),
+            ]
         y += height
     size = f'width="{_LEFT + _WIDTH + _RIGHT}" height="{bottom + 24}"'
     style = 'font-family="sans-serif" font-size="11" fill="#222"'

@@ -34,7 +34,9 @@ class Kernels(Verified):
         wanted = self.get_query_argument("user", self.caller.name)
         everybody = self.caller.is_administrator and wanted != self.caller.name
         models = []
-        for kernel_id in self.kernels.list_kernel_ids():
+        # every user's JupyterLab asks for this every few seconds, and is not to look at everybody else's each time
+        is_own = not everybody and self.caller.acts_for is None
+        for kernel_id in self.kernels.ids_of(self.caller.name) if is_own else self.kernels.list_kernel_ids():
             user = self.kernels.user_of(kernel_id)
             if user is None or not self.caller.may_use(user.name, user.service):
                 continue

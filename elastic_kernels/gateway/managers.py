@@ -170,6 +170,11 @@ class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[m
             raise NotFoundError(f"Kernel does not exist: {kernel_id}") from None
         await self.keeper.ended(kernel_id, kernel, was_dead=was_dead)
 
+    def ids_of(self, name: str) -> list[str]:
+        """Return the ids of a user's kernels, and of those that do not say whose they are."""
+        users = ((kernel_id, getattr(manager, "user", None)) for kernel_id, manager in self._kernels.items())
+        return [kernel_id for kernel_id, user in users if user is None or user.name == name]
+
     def user_of(self, kernel_id: str) -> User | None:
         """Return whose kernel it is, or None if there is no such kernel, or none that says so."""
         manager = self._kernels.get(kernel_id)

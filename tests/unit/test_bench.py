@@ -47,7 +47,7 @@ def test_the_picture() -> None:
     assert rows[1][1] == {"ours": pytest.approx(1.1), "stock": math.inf}
     drawn = ElementTree.fromstring(plot.svg(rows))
     texts = [element.text for element in drawn.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"an <empty> cell", "none came", "12"} <= set(texts)
+    assert {"an <empty> cell", "stock Enterprise Gateway: none came", "12"} <= set(texts)
     assert plot.rows(None, None) == []
 
 
