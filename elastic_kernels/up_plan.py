@@ -65,8 +65,9 @@ def settle(options: Options) -> Plan:
     python = None
     if options.cluster == "embedded":
         python = _kernel_python(lab)
-        # Spark's executors would be pods that this machine has neither Java nor room for
-        profiles = {name: _with_notebooks(profile, notebooks) for name, profile in profiles.items() if profile.spark is None}
+        # what this machine has for kernels is a Python; Spark and Scala need images, and executors room
+        runs = {name: profile for name, profile in profiles.items() if profile.language == "python" and profile.spark is None}
+        profiles = {name: _with_notebooks(profile, notebooks) for name, profile in runs.items()}
     if importlib.util.find_spec("enterprise_gateway") is None:
         raise ConfigurationError("There is no Jupyter Enterprise Gateway beside this library: pip install 'elastic-kernels[gateway]'.")
     port = choose_port(options.port)
