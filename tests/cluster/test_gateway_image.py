@@ -80,7 +80,9 @@ async def test_a_kernel_from_a_gateway_in_the_cluster(backend: Backend, gateway:
         ("list", "persistentvolumeclaims", "yes"),
         ("delete", "persistentvolumeclaims", "no"),
         ("get", "nodes", "yes"),
-        ("list", "nodes", "no"),
+        ("list", "nodes", "yes"),
+        ("update", "nodes", "no"),
+        ("patch", "pods", "yes"),
         ("update", "pods", "no"),
     ],
 )
