@@ -16,7 +16,7 @@ from elastic_kernels.settings import ElasticKernels, default_namespace
 
 _PAUSE: Final = 0.5
 # What kubelets need beyond the longest grace period.
-_MARGIN: Final = 30.0
+_MARGIN: Final = 60.0
 
 
 async def shut_down(settings: ElasticKernels, user: str | None, say: Callable[[str], None]) -> None:

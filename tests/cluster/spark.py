@@ -12,11 +12,14 @@ from elastic_kernels.cluster import Object
 from elastic_kernels.profiles import Profile
 from tests.cluster.conftest import connected
 from tests.conftest import Backend, profile
+from tests.gateway import until
 
 IMAGE = "elastic-kernels/kernel-spark:dev"
 RIGHTS = Path(__file__).parents[2] / "docker" / "kernel-spark" / "driver.yaml"
 JOB_SECONDS = 150.0
-GONE_SECONDS = 10.0
+# What is ours: executors are told to end. How long kubelets take for it is theirs: 2 to 5 s on a machine that is not overloaded.
+TOLD_SECONDS = 5.0
+GONE_SECONDS = 30.0
 COMMAND = ["python", "{launchers}/spark.py", "{connection_file}"]
 # on both executors, because each task takes a while and there are more of them than one can run
 HOSTS = """
@@ -49,6 +52,24 @@ async def grant(kubeconfig: Path, namespace: str) -> None:
 async def executors(backend: Backend, namespace: str = "") -> list[Object]:
     """Return the executors' pods."""
     return list((await backend.api.list("pods", namespace or backend.namespace, labelSelector="spark-role=executor"))["items"])
+
+
+async def until_gone(backend: Backend, namespace: str = "", *, of: set[str] | None = None) -> None:
+    """Wait until the executors, or those with the uids ``of``, are told to end, and then until they have gone."""
+
+    async def left(*, is_told: bool) -> list[Object]:
+        there = [item["metadata"] for item in await executors(backend, namespace)]
+        ours = [metadata for metadata in there if of is None or metadata["uid"] in of]
+        return [metadata for metadata in ours if is_told or "deletionTimestamp" not in metadata]
+
+    async def are_told() -> bool:
+        return not await left(is_told=False)
+
+    async def are_gone() -> bool:
+        return not await left(is_told=True)
+
+    await until(are_told, "the executors to be told to end", seconds=TOLD_SECONDS)
+    await until(are_gone, "the executors to go", seconds=GONE_SECONDS)
 
 
 async def gone(backend: Backend, namespace: str = "") -> bool:

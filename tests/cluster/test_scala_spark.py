@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from elastic_kernels.profiles import Profile
-from tests.cluster.spark import GONE_SECONDS, JOB_SECONDS, executors, gone, grant
+from tests.cluster.spark import JOB_SECONDS, executors, gone, grant, until_gone
 from tests.cluster.test_scala import scala_profile
 from tests.conftest import Backend, gateway_on
 from tests.gateway import PLUGGED_IN, Gateway, until
@@ -74,7 +74,7 @@ async def test_a_job_on_two_executors_and_a_jar_that_reaches_them_and_lasts(back
             await run("sc.parallelize(Seq(1, 0)).map { n =>\n  1 / n\n}.collect()", JOB_SECONDS)
         for part in ("org.apache.spark.SparkException", "java.lang.ArithmeticException: / by zero", "(cell 5:2)"):
             assert part in str(failure.value)
-    await until(lambda: gone(backend, home), "the executors to go", seconds=GONE_SECONDS)
+    await until_gone(backend, home)
     async with kernel(gateway, "ana", "home") as run:
         assert (await run(HOSTS.replace("WORD", "lasting.Word.word"), JOB_SECONDS)).startswith("2 in_the_jar\n")
 

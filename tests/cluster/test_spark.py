@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from elastic_kernels.cluster import Object
-from tests.cluster.spark import GONE_SECONDS, HOSTS, JOB_SECONDS, executors, gone, grant, spark_profile
+from tests.cluster.spark import HOSTS, JOB_SECONDS, executors, gone, grant, spark_profile, until_gone
 from tests.conftest import KERNEL_IMAGE, Backend, gateway_on, profile
 from tests.gateway import Gateway, until
 
@@ -62,7 +62,7 @@ async def test_a_job_runs_on_two_executors_in_other_pods_on_the_spot_node(backen
     assert {item["metadata"]["ownerReferences"][0]["name"] for item in there} == {driver["metadata"]["name"]}
     begin = time.monotonic()
     await gateway.stop(kernel)
-    await until(lambda: gone(backend), "the executors to go", seconds=GONE_SECONDS)
+    await until_gone(backend)
     LOG.info("executors gone after %.1f s", time.monotonic() - begin)
 
 
@@ -75,11 +75,7 @@ async def test_a_driver_that_is_killed_takes_its_executors_with_it(backend: Back
         # as when the kernel's machine runs out of memory: neither the kernel nor Java gets to say anything
         await channels.send("shell", "execute_request", {"code": KILL, "silent": False})
         begin = time.monotonic()
-
-        async def all_gone() -> bool:
-            return begun_with.isdisjoint({item["metadata"]["uid"] for item in await executors(backend)})
-
-        await until(all_gone, "the executors to go", seconds=GONE_SECONDS)
+        await until_gone(backend, of=begun_with)
         LOG.info("executors of a killed driver gone after %.1f s", time.monotonic() - begin)
     await gateway.stop(kernel)
 
@@ -191,7 +187,7 @@ async def test_an_image_that_executors_cannot_have_is_said_in_the_cell(backend: 
         assert "its executors cannot start: their image 'localhost/elastic-kernels/missing:1' cannot be pulled" in reply.content["evalue"]
         assert "Spark waits for executors: their image 'localhost/elastic-kernels/missing:1' cannot be pulled" in reply.text
     await gateway.stop(kernel)
-    await until(lambda: gone(backend), "the executors to go", seconds=GONE_SECONDS)
+    await until_gone(backend)
 
 
 async def test_an_interrupt_ends_the_job_and_not_the_session(gateway: Gateway) -> None:
