@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -15,8 +13,8 @@ import pytest
 from tests.conftest import Backend, gateway_on, profile
 from tests.gateway import PLUGGED_IN, Gateway, until
 from tests.notebooks import lab_program, write
+from tests.schedule import TOKEN, with_a_scheduler
 
-TOKEN = "the-schedulers-own"
 ANA = {"X-Forwarded-User": "ana"}
 SECONDS = 180.0
 
@@ -24,14 +22,7 @@ SECONDS = 180.0
 @pytest.fixture(scope="module")
 async def gateway(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gateway]:
     directory = tmp_path_factory.mktemp("gateway")
-    service = {"tokens": [f"sha256:{hashlib.sha256(TOKEN.encode()).hexdigest()}"], "users": ["ana"], "limit_class": "scheduled"}
-    (directory / "services.yaml").write_text(json.dumps({"services": {"airflow": service}}))
-    environment = {
-        "ELASTIC_KERNELS_IDENTITY": "header,service",
-        "ELASTIC_KERNELS_TRUSTED_PROXIES": "127.0.0.1",
-        "ELASTIC_KERNELS_SERVICES_FILE": str(directory / "services.yaml"),
-        "ELASTIC_KERNELS_MAX_KERNELS_PER_CLASS": "interactive=2,scheduled=1",
-    }
+    environment = with_a_scheduler(directory)
     profiles = {"small": profile("small", display_name="Small"), "huge": profile("huge", memory="4Ti", launch_timeout=5)}
     async with gateway_on(backend, directory, profiles, environment=environment, configuration=PLUGGED_IN) as running:
         yield running

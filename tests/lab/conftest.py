@@ -1,4 +1,4 @@
-"""One ``elastic-kernels up`` for a module of tests; what it leaves behind fails them."""
+"""What a module of tests has for itself: an ``elastic-kernels up``, or a gateway for notebooks on a schedule. What is left fails them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from tests.conftest import Backend, gateway_on, profile
+from tests.gateway import PLUGGED_IN, until
 from tests.lab.running import Lab, Up, lab_of, running_up
+from tests.schedule import SLOW, Schedule, with_a_scheduler
 
 PROFILES = """\
 common:
@@ -34,3 +37,32 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 async def lab(up: Up) -> AsyncIterator[Lab]:
     async with lab_of(up) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+async def schedule(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Schedule]:
+    directory, folder = tmp_path_factory.mktemp("gateway"), tmp_path_factory.mktemp("work") / "notebooks"
+    folder.mkdir()
+    (folder / "helper.py").write_text("def twice(x):\n    return 2 * x\n")
+    environment = with_a_scheduler(directory)
+    volumes = [{"name": "notebooks", "mount_path": str(folder), "source": {"hostPath": {"path": str(folder)}}}]
+    profiles = {
+        "small": profile("small", display_name="Small", volumes=volumes, grace_period=1),
+        "opened": profile("opened", limit_classes=["scheduled"], volumes=volumes, grace_period=1),
+        "missing": profile("missing", image="registry.invalid/missing:1"),
+        "slow": profile("slow", command=["sh", "-c", SLOW, str(folder), "{connection_file}"], volumes=volumes, grace_period=1),
+        "crowded": profile("crowded", cpu="1000", launch_timeout=3),
+    }
+    async with gateway_on(backend, directory, profiles, environment=environment, configuration=PLUGGED_IN) as gateway:
+        yield Schedule(gateway, folder, {**backend.environment, **environment})
+
+
+@pytest.fixture
+async def nothing_is_left(schedule: Schedule) -> AsyncIterator[None]:
+    """Whatever happened to a run: its kernel is shut down."""
+    yield
+
+    async def none() -> bool:
+        return not await schedule.kernels()
+
+    await until(none, "the kernels to be shut down", seconds=20)
