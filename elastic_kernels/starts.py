@@ -84,6 +84,11 @@ class Starts:
         """Return a kernel's start that is under way, or failed a while ago."""
         return self._starts.get(kernel_id)
 
+    def is_under_way(self, kernel_id: str) -> bool:
+        """Tell whether a start of a kernel is under way here."""
+        start = self._starts.get(kernel_id)
+        return start is not None and start.ended is None
+
     def usually(self, profile: str) -> float | None:
         """Return the seconds that a start of this profile usually takes here, None where nobody knows."""
         seconds = self._seconds.get(profile)

@@ -77,7 +77,7 @@ class Cluster:
         namespace = settings.namespace or default_namespace(client.context_namespace)
         cluster = cls(client, namespace, settings.deployment, settings.user_namespace)
         loop = asyncio.get_running_loop()
-        sweeper = Sweeper(cluster.pods, cluster.records, cluster.reaper)
+        sweeper = Sweeper(cluster.pods, cluster.records, cluster.reaper, cluster.starts.is_under_way)
         superfluous = Executors(client, cluster.pods, cluster.executors, cluster.reaper.is_ending)
         cluster._tasks = [
             loop.create_task(cluster.pods.run(), name="watch pods"),

@@ -2,13 +2,15 @@
 
 Every gateway looks, at its own copies and without a request, and deletes what has been without a pod for a while. That is safe
 in whatever the others do: a pod that is created after all has an owner that is gone, so that the cluster deletes it at once, and
-a restart that finds no record takes a slot as a new kernel does.
+a restart that finds no record takes a slot as a new kernel does. A start that is under way in this process is left alone however
+long the API takes over its pod: others, to whom the API answers, see that pod.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Final
 
 from elastic_kernels import names
@@ -25,7 +27,11 @@ _INTERVAL: Final = 2.0
 class Sweeper:
     """Belongs to one event loop."""
 
-    def __init__(self, pods: Informer, records: Informer, reaper: Reaper) -> None:
+    def __init__(
+        self, pods: Informer, records: Informer, reaper: Reaper, is_starting: Callable[[str], bool] = lambda kernel_id: False
+    ) -> None:
+        """``is_starting`` tells whether a start of the kernel with this id is under way here."""
+        self._is_starting = is_starting
         self._pods = pods
         self._records = records
         self._reaper = reaper
@@ -58,7 +64,9 @@ class Sweeper:
             metadata
             for metadata in (record["metadata"] for record in self._records.objects())
             # a dead kernel has none, says so, and is its user's to restart or to shut down
-            if metadata["labels"].get(names.KERNEL_ID) not in with_pod and not (metadata.get("annotations") or {}).get(names.ENDED)
+            if (kernel_id := metadata["labels"].get(names.KERNEL_ID, "")) not in with_pod
+            and not (metadata.get("annotations") or {}).get(names.ENDED)
+            and not self._is_starting(kernel_id)
         ]
         since = {record["uid"]: self._alone_since.get(record["uid"], now) for record in alone}
         for record in alone:

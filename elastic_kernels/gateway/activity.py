@@ -7,11 +7,14 @@ met while it runs is asked: its answer on the shell channel comes when it has no
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, Final
 
 from jupyter_client.session import Session
 from jupyter_server._tz import utcnow
+
+log = logging.getLogger(__name__)
 
 _QUESTION: Final = "kernel_info_request"
 _WELCOME: Final = "iopub_welcome"
@@ -30,6 +33,13 @@ def watch(kernel: Any) -> None:
     kernel.is_known = False
 
     def heard(parts: list[bytes]) -> None:
+        try:
+            take(parts)
+        except (ValueError, LookupError, AttributeError) as error:
+            # raised further, it would end the stream, and a kernel that is not heard looks idle
+            log.warning("A message of the kernel %s is no message: %r", kernel.kernel_id, error)
+
+    def take(parts: list[bytes]) -> None:
         _, message = session.feed_identities(parts)
         header, parent = session.unpack(message[_HEADER]), session.unpack(message[_PARENT])
         if parent.get("msg_type") != _QUESTION and header.get("msg_type") != _WELCOME:

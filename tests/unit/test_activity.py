@@ -6,8 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from jupyter_client.session import Session
 
-from elastic_kernels.gateway.activity import note
+from elastic_kernels.gateway.activity import note, watch
 
 CELL, OTHER, INFO = (
     {"msg_type": "execute_request", "msg_id": "cell"},
@@ -61,3 +62,31 @@ def test_a_kernel_that_is_known(messages: list[Message], state: tuple[str, str |
 )
 def test_a_kernel_that_is_met_while_it_runs(messages: list[Message], state: tuple[str, str | None]) -> None:
     assert heard(*messages, is_known=False, state="busy") == state
+
+
+class Stream:
+    """An activity stream: what it is given to call."""
+
+    def on_recv(self, callback: Any) -> None:
+        self.callback = callback
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [],
+        [b"no delimiter"],
+        [b"<IDS|MSG>", b""],
+        [b"<IDS|MSG>", b"", b"{", b"{}", b"{}", b"{}"],
+        [b"<IDS|MSG>", b"", b"1", b"2", b"{}", b"{}"],
+    ],
+)
+def test_what_is_no_message_does_not_end_the_stream(parts: list[bytes]) -> None:
+    session = Session(key=b"a key")
+    kernel = SimpleNamespace(session=session, _activity_stream=Stream(), execution_state="idle", kernel_id="k", last_activity=None)
+    watch(kernel)
+    kernel._activity_stream.callback(parts)
+    kernel._activity_stream.callback(
+        session.serialize(session.msg("status", {"execution_state": "busy"}, parent=session.msg("execute_request")))
+    )
+    assert kernel.execution_state == "busy"

@@ -164,7 +164,8 @@ def test_the_sweeper_waits_and_sees_first(monkeypatch: pytest.MonkeyPatch) -> No
 
     client = OneSecret(secret("t"))
     pods, records = (Informer(client, resource, "ns", selectors={}) for resource in ("pods", "secrets"))
-    sweeper = Sweeper(pods, records, FakeReaper())  # type: ignore[arg-type]
+    starting: set[str] = set()
+    sweeper = Sweeper(pods, records, FakeReaper(), starting.__contains__)  # type: ignore[arg-type]
     metadata = {"name": "slot", "namespace": "ns", "uid": "u", "resourceVersion": "1", "labels": {"elastic-kernels/kernel-id": "k"}}
     records._apply("ADDED", {"metadata": metadata})
     sweeper.sweep(0.0)
@@ -184,5 +185,10 @@ def test_the_sweeper_waits_and_sees_first(monkeypatch: pytest.MonkeyPatch) -> No
     pods.stale_since = None
     sweeper.sweep(2001.0)
     assert ended == []  # nothing counts that was not seen
+    starting.add("k")
     sweeper.sweep(2001.0 + ORPHANED_AFTER)
+    assert ended == []  # the API takes its time over the pod
+    starting.clear()
+    sweeper.sweep(3000.0)
+    sweeper.sweep(3000.0 + ORPHANED_AFTER)
     assert ended == ["slot/u"]
