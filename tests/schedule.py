@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +109,10 @@ class Schedule:
         """Return ana's kernels."""
         return list((await self.gateway.request("GET", "/api/kernels", headers={"X-Forwarded-User": "ana"}))[1])
 
+    async def shut_down(self, kernel_id: str) -> None:
+        """Shut a kernel of ana's down."""
+        await self.gateway.request("DELETE", f"/api/kernels/{kernel_id}", headers={"X-Forwarded-User": "ana"})
+
     async def started(self, count: int = 1) -> list[dict[str, Any]]:
         """Wait until so many kernels of ana's run."""
 
@@ -128,7 +132,7 @@ class Schedule:
             yield
         finally:
             for _, body in answers:
-                await self.gateway.request("DELETE", f"/api/kernels/{body['id']}", headers=headers)
+                await self.shut_down(body["id"])
 
 
 def says(name: str) -> str:
@@ -146,13 +150,22 @@ def outputs(notebook: Path) -> list[str]:
     return notebooks.outputs(executed(notebook))
 
 
-async def said(process: asyncio.subprocess.Process, text: str) -> None:
-    """Wait until a program says something on stderr."""
+async def said(process: asyncio.subprocess.Process, part: str) -> None:
+    """Wait until a line that a program says on stderr contains this."""
+    await _line(process, lambda line: part in line, part)
+
+
+async def printed(process: asyncio.subprocess.Process, output: str) -> None:
+    """Wait until a cell's output, in ``--log-output``, has this line (all of it: ids of kernels have a 99 in them, too)."""
+    await _line(process, lambda line: line == output, output)
+
+
+async def _line(process: asyncio.subprocess.Process, is_it: Callable[[str], bool], what: str) -> None:
     assert process.stderr is not None
     async for line in process.stderr:
-        if text in line.decode():
+        if is_it(line.decode().rstrip()):
             return
-    raise AssertionError(f"it never said {text!r}")
+    raise AssertionError(f"it never said {what!r}")
 
 
 async def ended(process: asyncio.subprocess.Process) -> Ended:

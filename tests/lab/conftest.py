@@ -59,10 +59,14 @@ async def schedule(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 async def nothing_is_left(schedule: Schedule) -> AsyncIterator[None]:
-    """Whatever happened to a run: its kernel is shut down."""
+    """Whatever happened to a run: its kernel is shut down. One that is left fails this test, and not the next one."""
     yield
 
     async def none() -> bool:
         return not await schedule.kernels()
 
-    await until(none, "the kernels to be shut down", seconds=20)
+    try:
+        await until(none, "the kernels to be shut down", seconds=20)
+    finally:
+        for kernel in await schedule.kernels():
+            await schedule.shut_down(kernel["id"])

@@ -11,7 +11,7 @@ import pytest
 
 from tests.between import between
 from tests.gateway import PLUGGED_IN, Gateway, free_port, running_gateway, until
-from tests.schedule import ANA, Schedule, ended, outputs, said, says, waits
+from tests.schedule import ANA, Schedule, ended, outputs, printed, said, says, waits
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
@@ -21,7 +21,7 @@ async def test_a_connection_that_is_cut_comes_back_and_nothing_is_lost(schedule:
     cell = f"{numbers.format(0, 100)}{waits('it is cut')}\n{numbers.format(100, 200)}{says('at 200')}\n{numbers.format(200, 300)}"
     notebook = schedule.write("cut.ipynb", cell, "print('next')")
     async with schedule.through_a_proxy(notebook) as (proxy, process):
-        await said(process, "99")
+        await printed(process, "99")
         await proxy.disappear()
         schedule.touch("it is cut")
         await schedule.seen("at 200")
@@ -37,7 +37,7 @@ async def test_output_that_is_lost_is_missed(schedule: Schedule) -> None:
     cell = f"print('one', flush=True)\n{waits('say two')}\nprint('two', flush=True)\n{waits('say three')}\nprint('three')"
     notebook = schedule.write("missing output.ipynb", cell)
     async with schedule.through_a_proxy(notebook) as (proxy, process):
-        await said(process, "one")
+        await printed(process, "one")
         proxy.loses = True
         lost = asyncio.ensure_future(proxy.swallowed())
         await asyncio.sleep(0)
@@ -57,7 +57,7 @@ async def test_a_cell_that_ended_while_the_gateway_was_away(schedule: Schedule) 
     cell = f"print('it runs', flush=True)\n{waits('gateway is away')}\nprint('over')\n{says('is over')}\n1/0"
     notebook = schedule.write("ended.ipynb", cell, "print('never')")
     async with schedule.through_a_proxy(notebook) as (proxy, process):
-        await said(process, "it runs")
+        await printed(process, "it runs")
         await proxy.disappear()
         schedule.touch("gateway is away")
         await schedule.seen("is over")
@@ -72,7 +72,7 @@ async def test_a_result_that_is_lost_is_noticed(schedule: Schedule) -> None:
     cell = f"print('it runs', flush=True)\n{waits('nothing comes back')}\nprint('over')"
     notebook = schedule.write("lost.ipynb", cell, "print('never')")
     async with schedule.through_a_proxy(notebook) as (proxy, process):
-        await said(process, "it runs")
+        await printed(process, "it runs")
         proxy.loses = True
         schedule.touch("nothing comes back")
 
@@ -118,7 +118,7 @@ async def test_a_gateway_that_does_not_come_back(schedule: Schedule) -> None:
     assert run.code == 138, run
     assert "the gateway did not come back within 2 seconds" in run.err.splitlines()[-1]
     assert f"The kernel {kernel['id']} could not be shut down" in run.err
-    await schedule.gateway.request("DELETE", f"/api/kernels/{kernel['id']}", headers={"X-Forwarded-User": "ana"})
+    await schedule.shut_down(kernel["id"])
 
 
 @asynccontextmanager
@@ -136,13 +136,13 @@ async def test_a_gateway_that_is_killed_and_another_one_that_goes_on(schedule: S
         between(first.address) as proxy,
         schedule.begun("elastic-kernels", "run", str(notebook), "--log-output", gateway=proxy.address, **ANA) as process,
     ):
-        await said(process, "tick")
+        await printed(process, "tick")
         first.kill()
         await said(process, "does not answer")
         proxy.gateway = schedule.gateway.address
         await said(process, "the run goes on")
         # by then the other gateway is connected to the kernel
-        await said(process, "tick")
+        await printed(process, "tick")
         schedule.touch("another is there")
         run = await ended(process)
     assert run.code == 0, run
@@ -186,7 +186,7 @@ async def test_a_kernel_that_somebody_shuts_down(schedule: Schedule) -> None:
     async with schedule.begun("elastic-kernels", "run", str(notebook), **ANA) as process:
         await schedule.seen("shut")
         (kernel,) = await schedule.kernels()
-        await schedule.gateway.request("DELETE", f"/api/kernels/{kernel['id']}", headers={"X-Forwarded-User": "ana"})
+        await schedule.shut_down(kernel["id"])
         run = await ended(process)
     assert run.code == 138, run
     assert "the gateway does not know the kernel any more" in run.err.splitlines()[-1]
