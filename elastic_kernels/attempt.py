@@ -93,11 +93,11 @@ class Attempt:
         kept = replace(record.from_secret(secret), groups=asked.groups)
         self._namespace = kept.namespace
         uid = secret["metadata"]["uid"]
-        start = pod.Launch(secrets.token_hex(3), 0, uid, 1, arguments, home)
+        start = pod.Launch(secrets.token_hex(3), 0, uid, 1, arguments, self._cluster.announcements.address, home)
         created, start = await self._pod(
             kept, start, spot, reach.next_start(self._cluster.pods_of(kept.kernel_id), again.after) if again else None
         )
-        address, connection = await self._connected(created, lambda address: connect(kept, start.ports, address))
+        address, connection = await self._connected(created, kept.key, lambda address: connect(kept, start.ports, address))
         if self._profile.calls_back and self._is_ours:
             # the launcher has told nobody but this process
             await self._create("secrets", record.to_connection_secret(kept, created, connection))
@@ -197,20 +197,38 @@ class Attempt:
         self._creating = asyncio.get_running_loop().create_task(self._cluster.client.create(resource, body))
         return await asyncio.shield(self._creating)
 
-    async def _connected(self, created: Object, connect: Callable[[str], Awaitable[dict[str, Any]]]) -> tuple[str, dict[str, Any]]:
+    async def _connected(
+        self, created: Object, key: str, connect: Callable[[str], Awaitable[dict[str, Any]]]
+    ) -> tuple[str, dict[str, Any]]:
+        """Wait until the kernel answers at the address that the API server or, usually before it, the kernel itself says."""
         assert self._key is not None
         wake = asyncio.Event()
         loop = asyncio.get_running_loop()
         connecting: asyncio.Future[dict[str, Any]] | None = None
+        address = ""
         events = None
         last: Object | None = None
 
         def changed(_: object) -> None:
             wake.set()
 
+        def connect_to(there: str) -> None:
+            nonlocal address, connecting
+            if connecting is not None:
+                connecting.cancel()
+            address, connecting = there, asyncio.ensure_future(connect(there))
+            connecting.add_done_callback(changed)
+
+        def listens(there: str) -> None:
+            # at once, whatever pause the present attempt makes
+            if not self._profile.calls_back and not (connecting is not None and connecting.done()):
+                connect_to(there)
+
         self._cluster.pods.listen(self._key, changed)
         try:
             async with AsyncExitStack() as stack:
+                stack.enter_context(self._cluster.announcements.expected(self._key, key, listens))
+                stack.callback(lambda: connecting and connecting.cancel())
                 slow = loop.time() + _SLOW
                 while True:
                     wake.clear()
@@ -221,12 +239,11 @@ class Attempt:
                     happened = events.objects() if events else ()
                     await self._note(status.classify(last or created, happened, datetime.now(timezone.utc), is_gone=now is None))
                     # the address is there before the kubelet says Running, and so may the kernel be
-                    if connecting is None and now and now["status"].get("podIP"):
-                        connecting = asyncio.ensure_future(connect(now["status"]["podIP"]))
-                        connecting.add_done_callback(changed)
-                        stack.callback(connecting.cancel)
+                    seen = str(now["status"].get("podIP") or "") if now else ""
+                    if seen and seen != address:
+                        connect_to(seen)
                     if connecting is not None and connecting.done():
-                        return str(now["status"]["podIP"]) if now else "", connecting.result()
+                        return address, connecting.result()
                     if events is None and loop.time() >= slow:
                         context = self._cluster.events_of(self._key[0], created["metadata"]["uid"], wake.set)
                         events = await stack.enter_async_context(context)

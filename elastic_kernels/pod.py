@@ -52,6 +52,8 @@ class Launch:
     """The how-manieth start of the kernel it is."""
     arguments: Mapping[str, str] = field(default_factory=dict)
     """Values of further placeholders in the command: ``response_address`` and others, where the kernel calls back."""
+    announce_to: str = ""
+    """Where the launcher says that the kernel listens, as host:port; empty for nowhere."""
     home: Home | None = None
     """What is mounted as the user's home, None for nothing."""
 
@@ -169,6 +171,7 @@ def _environment(profile: Profile, record: Record, request: KernelRequest, launc
         "KERNEL_NAMESPACE": record.namespace,
         **({"KERNEL_WORKING_DIR": _literal(request.working_directory)} if request.working_directory else {}),
         **_packages(profile, request),
+        **({"ELASTIC_KERNELS_ANNOUNCE": launch.announce_to} if launch.announce_to else {}),
         # the names under which the start scripts of Enterprise Gateway's images look for their arguments
         **{name.upper(): value for name, value in launch.arguments.items()},
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from traitlets import Dict, Enum, Float, Int, List, TraitError, TraitType, Unicode, default, validate
 from traitlets.config import Configurable
@@ -96,6 +97,11 @@ class ElasticKernels(Configurable):
         config=True,
         help="How much all kernels of one user may take together, such as gpu=2,memory=64Gi,cpu=16. Default: no limit.",
     )
+    announce_address = Unicode(
+        config=True,
+        help="An address of this process, such as 10.0.0.5 or 10.0.0.5:8890, to which kernels in pods send a datagram when they listen, "
+        "which is before their node says so; or none. Default: the address from which the API server is reached, with any free port.",
+    )
     drain_time = Float(20.0, config=True, help="Seconds for which a gateway that is told to end waits for the launches under way.")
     metrics_port = Int(0, min=0, max=65535, config=True, help="A port with metrics, and nothing else, for everybody. Default: none.")
     request_timeout = Float(10.0, config=True, help="Seconds that one request to the Kubernetes API may take.")
@@ -131,6 +137,18 @@ class ElasticKernels(Configurable):
             raise TraitError(f"{unknown[0]!r} is not a way to verify a user: {', '.join(WAYS)}.")
         if TRUST_CLIENT in ways and len(ways) > 1:
             raise TraitError(f"{TRUST_CLIENT} believes everybody; it cannot be combined with other ways.")
+        return value
+
+    @validate("announce_address")
+    def _check_announce_address(self, proposal: dict[str, Any]) -> str:
+        value: str = proposal["value"]
+        parts = urlsplit(f"//{value}")
+        try:
+            is_address = not value or (parts.netloc == value and bool(parts.hostname) and (parts.port or 0) >= 0)
+        except ValueError:
+            is_address = False
+        if not is_address:
+            raise TraitError(f"{value!r} is not an address; write one such as 10.0.0.5 or 10.0.0.5:8890, or none.")
         return value
 
     @validate("max_kernels_per_class")

@@ -19,6 +19,9 @@ PACKAGES = "KERNEL_PACKAGES"
 TEAM_PACKAGES = "KERNEL_TEAM_PACKAGES"
 """The variable with folders of packages that come after the user's own and before the image's."""
 
+ANNOUNCE = "ELASTIC_KERNELS_ANNOUNCE"
+"""The variable with the address, host:port, at which the gateway waits to hear that the kernel listens."""
+
 # a line of a .pth file runs where a comprehension would not see what it imports
 _TEAM_LINE = f"import os, site; list(map(site.addsitedir, filter(None, os.environ.get({TEAM_PACKAGES!r}, '').split(os.pathsep))))"
 
@@ -84,6 +87,31 @@ def enter_packages() -> str | None:
     place = next((index for index, path in enumerate(before) if path.endswith(("site-packages", "dist-packages"))), len(before))
     sys.path[:] = [*before[:place], *added, *before[place:]]
     return found[1] if found is not None else None
+
+
+def announce(connection_file: str) -> None:
+    """Tell the gateway that starts this kernel that it listens: one datagram, signed with the connection's key.
+
+    It is not missed if it does not arrive: the gateway sees the kernel a little later, when the node has said that the pod runs.
+    """
+    host, _, port = os.environ.pop(ANNOUNCE, "").rpartition(":")
+    if not host:
+        return
+    # the kernel has imported all of this
+    import contextlib
+    import hashlib
+    import hmac
+    import json
+    import socket
+
+    pod = f"{os.environ.get('KERNEL_NAMESPACE')}/{os.environ.get('KERNEL_POD_NAME')}"
+    address = os.environ.get("KERNEL_POD_IP", "")
+    with open(connection_file, encoding="utf-8") as file:
+        key = json.load(file)["key"]
+    mac = hmac.new(key.encode(), f"{pod} {address}".encode(), hashlib.sha256).hexdigest()
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.bind((address, 0))
+        sender.sendto(json.dumps({"pod": pod, "address": address, "mac": mac}).encode(), (host.strip("[]"), int(port)))
 
 
 def say(sentence: str) -> None:

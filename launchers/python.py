@@ -37,6 +37,7 @@ def run_kernel(connection_file: str, prepare: Callable[[Any], None] = lambda she
         )
     application = IPKernelApp.instance()
     application.initialize(["-f", connection_file])
+    elastic_launcher.announce(connection_file)
     prepare(application.shell)
     signal.signal(signal.SIGTERM, end_orderly)
     application.start()

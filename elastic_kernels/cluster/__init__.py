@@ -16,6 +16,7 @@ from typing import Final
 
 from elastic_kernels import disruption, hubnames, names
 from elastic_kernels.cluster import executors
+from elastic_kernels.cluster.announcements import Announcements
 from elastic_kernels.cluster.client import Client, Object
 from elastic_kernels.cluster.executors import Executors
 from elastic_kernels.cluster.informer import Informer, Key
@@ -57,6 +58,8 @@ class Cluster:
         self.reaper = Reaper(client, self.pods)
         self.nodes: Informer | None = None
         """The nodes, where the gateway may watch them."""
+        self.announcements = Announcements()
+        """What kernels say themselves when they listen."""
         self.starts = Starts()
         """The launches that are under way here."""
         self.claimed: set[Key] = set()
@@ -76,6 +79,7 @@ class Cluster:
         )
         namespace = settings.namespace or default_namespace(client.context_namespace)
         cluster = cls(client, namespace, settings.deployment, settings.user_namespace)
+        await cluster.announcements.open(settings.announce_address, client.server)
         loop = asyncio.get_running_loop()
         sweeper = Sweeper(cluster.pods, cluster.records, cluster.reaper, cluster.starts.is_under_way)
         superfluous = Executors(client, cluster.pods, cluster.executors, cluster.reaper.is_ending)
@@ -128,6 +132,7 @@ class Cluster:
         """
         for give_up in tuple(self.unfinished):
             give_up()
+        self.announcements.close()
         await self.reaper.close(seconds)
         for task in self._tasks:
             task.cancel()

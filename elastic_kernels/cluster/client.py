@@ -48,6 +48,11 @@ class Client:
         self._request_timeout = request_timeout
         self._retry_time = retry_time
 
+    @property
+    def server(self) -> str:
+        """The API server's URL."""
+        return str(self._api.configuration.host)
+
     @classmethod
     async def connect(cls, *, kubeconfig: str = "", context: str = "", request_timeout: float = 10.0, retry_time: float = 75.0) -> Client:
         """Return a client for the cluster that the arguments, the pod or the environment name; no request is made.
