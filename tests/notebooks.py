@@ -13,10 +13,10 @@ def lab_program(name: str) -> str:
     return str(Path(os.environ["ELASTIC_KERNELS_LAB"]).with_name(name))
 
 
-def write(path: Path, *cells: str, kernel: str | None = "small", parameters: str | None = None) -> Path:
+def write(path: Path, *cells: str, kernel: str | None = "small", parameters: str | None = None, language: str = "python") -> Path:
     """Write a notebook of these cells; ``parameters`` is the text of its tagged cell."""
     tagged = [_cell(parameters, "parameters")] if parameters is not None else []
-    spec = {"kernelspec": {"name": kernel, "display_name": kernel, "language": "python"}} if kernel else {}
+    spec = {"kernelspec": {"name": kernel, "display_name": kernel, "language": language}} if kernel else {}
     content = {"cells": tagged + [_cell(source) for source in cells], "metadata": spec, "nbformat": 4, "nbformat_minor": 5}
     path.write_text(json.dumps(content))
     return path

@@ -20,6 +20,8 @@ class Cell:
     """A part of its traceback."""
     types: str | None = None
     """What is typed when the cell asks."""
+    kind: str = ""
+    """The kind of failure that it stands for, of cells that need no other before them."""
 
     @property
     def title(self) -> str:
@@ -30,8 +32,8 @@ def ok(code: str, shows: str | None = "", types: str | None = None) -> Cell:
     return Cell(code, shows, types=types)
 
 
-def bad(code: str, error: str, says: str, trace: str = "", shows: str | None = "") -> Cell:
-    return Cell(code, shows, error, says, trace)
+def bad(code: str, error: str, says: str, trace: str = "", shows: str | None = "", kind: str = "") -> Cell:
+    return Cell(code, shows, error, says, trace, kind=kind)
 
 
 _RUNTIME = "java.lang.RuntimeException"
@@ -64,16 +66,16 @@ CELLS = [
     ok("scala.io.StdIn.readLine()", "typed", types="typed"),
     ok('new Thread(() => println("from a thread")) { start(); join() }; ()', "from a thread\n"),
     # code that does not get as far as running
-    bad("nope", "CompileError", "not found: value nope (cell 25:1)", "nope\n^"),
+    bad("nope", "CompileError", "not found: value nope (cell 25:1)", "nope\n^", kind="does not compile"),
     bad("val one = 1\nval two: String = one\nval three = 3", "CompileError", "type mismatch; (cell 26:2)", "found   : Int"),
     bad("twice(1", "SyntaxError", "ends too early"),
-    bad('val open = """never closed', "SyntaxError", "ends too early"),
+    bad('val open = """never closed', "SyntaxError", "ends too early", kind="incomplete"),
     bad("class {", "SyntaxError", "identifier expected"),
     bad("val = 3", "SyntaxError", "illegal start of simple pattern"),
-    bad(f"val deep = {_DEEP}", "CompilerCrash", "nested too deeply"),
+    bad(f"val deep = {_DEEP}", "CompilerCrash", "nested too deeply", kind="the compiler crashes"),
     ok("1 + 2", "3"),
     # code that throws
-    bad('throw new RuntimeException("boom")', _RUNTIME, "boom", "at (cell 33:1)"),
+    bad('throw new RuntimeException("boom")', _RUNTIME, "boom", "at (cell 33:1)", kind="throws"),
     bad(
         "def divide(i: Int): Int = {\n  1 / i\n}\nprintln(1)\ndivide(0)",
         "java.lang.ArithmeticException",
@@ -81,12 +83,13 @@ CELLS = [
         "at divide(cell 34:2)\n    at (cell 34:5)",
         "1\n",
     ),
-    bad("throw new RuntimeException(null: String)", _RUNTIME, "no message"),
+    bad("throw new RuntimeException(null: String)", _RUNTIME, "no message", kind="no message"),
     bad(
         'class Mute extends Exception { override def toString = ???; override def getMessage = sys.error("") }\nthrow new Mute',
         "Mute",
         "asking for it threw java.lang.RuntimeException",
         "at (cell 36:2)",
+        kind="a message that throws",
     ),
     bad(
         'throw new RuntimeException("outer", new IllegalStateException("inner"))',
@@ -94,11 +97,17 @@ CELLS = [
         "outer",
         "Caused by: java.lang.IllegalStateException: inner",
     ),
-    bad('class Unshown { override def toString = sys.error("unshown") }\nnew Unshown', _RUNTIME, "unshown"),
-    bad("def forever(i: Int): Int = 1 + forever(i + 1)\nforever(0)", "java.lang.StackOverflowError", "no message", "at forever(cell 39:1)"),
-    bad("sys.exit(3)", "java.lang.SecurityException", "Not allowed to invoke System.exit"),
+    bad('class Unshown { override def toString = sys.error("unshown") }\nnew Unshown', _RUNTIME, "unshown", kind="a result that throws"),
+    bad(
+        "def forever(i: Int): Int = 1 + forever(i + 1)\nforever(0)",
+        "java.lang.StackOverflowError",
+        "no message",
+        "at forever(cell 39:1)",
+        kind="stack overflow",
+    ),
+    bad("sys.exit(3)", "java.lang.SecurityException", "Not allowed to invoke System.exit", kind="exit"),
     bad("Runtime.getRuntime.halt(3)", "java.lang.SecurityException", "Not allowed to invoke System.exit"),
-    bad("Array.fill(64)(new Array[Long](1 << 28)).length", "java.lang.OutOfMemoryError", "Java heap space"),
+    bad("Array.fill(64)(new Array[Long](1 << 28)).length", "java.lang.OutOfMemoryError", "Java heap space", kind="out of memory"),
     bad('assert(1 > 2, "must hold")', "java.lang.AssertionError", "must hold"),
     bad("???", "scala.NotImplementedError", "an implementation is missing"),
     bad("scala.util.control.Breaks.break()", "scala.util.control.BreakControl", "no message"),
@@ -124,6 +133,7 @@ CELLS = [
         "org.apache.spark.SparkException",
         "java.lang.ArithmeticException: / by zero",
         "(cell 58:1)",
+        kind="a task of Spark",
     ),
     bad('spark.sql("select nope from numbers")', "org.apache.spark.sql.catalyst.ExtendedAnalysisException", "nope"),
     bad('spark.read.parquet("/no/such/file")', "org.apache.spark.sql.AnalysisException", "/no/such/file"),
@@ -131,7 +141,7 @@ CELLS = [
     ok("%%sql\nselect sum(n) as total from numbers", "+-----+\n|total|\n+-----+\n|    3|\n+-----+\n\n"),
     ok("%%sql\nselect ${x} as x", "+---+\n|  x|\n+---+\n|  3|\n+---+\n\n"),
     bad("%%sql\nselect nope from numbers", "org.apache.spark.sql.catalyst.ExtendedAnalysisException", "nope"),
-    bad("%%sql\nselekt 1", "org.apache.spark.sql.catalyst.parser.ParseException", "Syntax error"),
+    bad("%%sql\nselekt 1", "org.apache.spark.sql.catalyst.parser.ParseException", "Syntax error", kind="a magic for the cell"),
     ok('%%sql\ncreate table written (n int) using parquet location "/tmp/written"'),
     ok("%%sql\ninsert into written values (7)"),
     ok('spark.table("written").count()', "1"),
@@ -148,7 +158,7 @@ CELLS = [
     ),
     ok("%AddJar file:/tmp/made.jar", None),
     ok("org.apache.made.Made.getClass.getSimpleName + twice(x)", "Made$6"),
-    bad("%AddDeps no.such thing 1.0", "DependencyNotFound", "no.such:thing:1.0", shows=None),
+    bad("%AddDeps no.such thing 1.0", "DependencyNotFound", "no.such:thing:1.0", shows=None, kind="a magic"),
     bad("%nomagic", "MagicNotFound", "There is no magic %nomagic here; there are %adddeps, %addjar"),
     bad("%%nomagic\n1", "MagicNotFound", "There is no magic %%nomagic here; there are %%scala, %%sql"),
     ok("val before = 1\n%truncation on\nbefore + 1", "before = 1Output WILL be truncated.\n2"),

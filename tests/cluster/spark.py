@@ -22,6 +22,8 @@ JOB_SECONDS = 150.0
 GONE_SECONDS = 10.0
 TOLD_SECONDS = 5.0
 COMMAND = ["python", "{launchers}/spark.py", "{connection_file}"]
+# of a profile's part for executors
+SMALL: dict[str, Any] = {"max": 2, "cpu": {"request": "50m", "limit": 1}, "memory": "800Mi", "spot": True}
 # on both executors, because each task takes a while and there are more of them than one can run
 HOSTS = """
 def host(_):
@@ -33,7 +35,7 @@ print(*sorted(set(sc.parallelize(range(16), 16).map(host).collect())))
 
 
 def spark_profile(name: str, *, executors: dict[str, Any] | None = None, spark: dict[str, Any] | None = None, **fields: Any) -> Profile:
-    small = {"max": 2, "cpu": {"request": "50m", "limit": 1}, "memory": "800Mi", "spot": True, **(executors or {})}
+    small = {**SMALL, **(executors or {})}
     return profile(name, image=IMAGE, command=COMMAND, memory="1Gi", spark={"executors": small, **(spark or {})}, **fields)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from elastic_kernels.profiles import Profile
-from tests.cluster.spark import JOB_SECONDS, executors, gone, grant, until_gone
+from tests.cluster.spark import JOB_SECONDS, SMALL, executors, gone, grant, until_gone
 from tests.cluster.test_scala import scala_profile
 from tests.conftest import Backend, gateway_on
 from tests.gateway import PLUGGED_IN, Gateway, until
@@ -31,8 +31,7 @@ scala.tools.nsc.Main.process(Array("-usejavacp", "-d", "/tmp/lasting.jar", sourc
 
 
 def scala(name: str, executors: dict[str, Any] | None = None, **fields: Any) -> Profile:
-    small = {"max": 2, "cpu": {"request": "50m", "limit": 1}, "memory": "800Mi", "spot": True, **(executors or {})}
-    return scala_profile(name, spark={"executors": small}, **fields)
+    return scala_profile(name, spark={"executors": {**SMALL, **(executors or {})}}, **fields)
 
 
 @pytest.fixture(scope="module")

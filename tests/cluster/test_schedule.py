@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from tests.cluster.scala_cells import CELLS, Cell
+from tests.cluster.spark import SMALL, grant
+from tests.cluster.test_scala import scala_profile
 from tests.conftest import Backend, gateway_on, profile
 from tests.gateway import PLUGGED_IN, Gateway, until
-from tests.notebooks import lab_program, write
-from tests.schedule import TOKEN, with_a_scheduler
+from tests.notebooks import lab_program, outputs, write
+from tests.schedule import ANA as AS_ANA
+from tests.schedule import TOKEN, Schedule, executed, with_a_scheduler
 
 ANA = {"X-Forwarded-User": "ana"}
 SECONDS = 180.0
@@ -23,7 +28,13 @@ SECONDS = 180.0
 async def gateway(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gateway]:
     directory = tmp_path_factory.mktemp("gateway")
     environment = with_a_scheduler(directory)
-    profiles = {"small": profile("small", display_name="Small"), "huge": profile("huge", memory="4Ti", launch_timeout=5)}
+    await grant(backend.kubeconfig, backend.namespace)
+    profiles = {
+        "small": profile("small", display_name="Small"),
+        "huge": profile("huge", memory="4Ti", launch_timeout=5),
+        "in-scala": scala_profile("in-scala"),
+        "on-executors": scala_profile("on-executors", spark={"executors": {**SMALL, "max": 1}}),
+    }
     async with gateway_on(backend, directory, profiles, environment=environment, configuration=PLUGGED_IN) as running:
         yield running
 
@@ -73,3 +84,34 @@ async def test_a_run_that_is_stopped_leaves_no_pod(backend: Backend, gateway: Ga
     await asyncio.wait_for(process.communicate(), SECONDS)
     assert process.returncode == 143
     await until(backend.is_empty, "the pod and its record to go")
+
+
+async def test_each_kind_of_failure_in_scala_ends_the_run(gateway: Gateway, tmp_path: Path) -> None:
+    schedule = Schedule(gateway, tmp_path, {})
+    kinds = [cell for cell in CELLS if cell.kind]
+    assert len(kinds) >= 13
+    # as many as ana may have at a time
+    room = asyncio.Semaphore(2)
+
+    async def wrong(number: int, cell: Cell, kernel: str) -> str:
+        notebook = write(
+            tmp_path / f"{number}.ipynb",
+            "println(day)",
+            cell.code,
+            'println("never")',
+            parameters="val day = 0",
+            kernel=kernel,
+            language="scala",
+        )
+        async with room:
+            run = await schedule.papermill(notebook, "-p", "day", "24", **AS_ANA)
+        # its number is another one here
+        says = re.sub(r" \(cell .*", "", cell.says)
+        *before, failing, after = outputs(executed(notebook))
+        is_told = f"{cell.error}: " in failing and says in failing and f"{cell.error}: " in run.err
+        is_right = run.code == 1 and is_told and before[-1] == "24\n" and after == ""
+        return "" if is_right else f"{cell.kind} with {kernel}: {run}, {[*before, failing, after]}"
+
+    runs = [(cell, "on-executors" if cell.kind == "a task of Spark" else "in-scala") for cell in kinds]
+    found = await asyncio.gather(*(wrong(number, cell, kernel) for number, (cell, kernel) in enumerate(runs)))
+    assert not any(found), "\n".join(found)
