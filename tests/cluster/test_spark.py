@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
-from elastic_kernels.cluster import Object
+from tests.cluster.nodes import closed, silent
 from tests.cluster.spark import HOSTS, JOB_SECONDS, executors, gone, grant, spark_profile, until_gone
 from tests.conftest import KERNEL_IMAGE, Backend, gateway_on, profile
 from tests.gateway import Gateway, until
 
 LOG = logging.getLogger(__name__)
+# a machine is missed after a while only
+LOST_SECONDS = 240.0
 KILL = """
 import os, pathlib, signal
 # all of the container's processes, Java first
@@ -35,6 +37,7 @@ async def gateway(backend: Backend, tmp_path_factory: pytest.TempPathFactory) ->
     profiles = {
         "spark": spark_profile("spark"),
         "eager": spark_profile("eager", spark={"session": "eager"}),
+        "anywhere": spark_profile("anywhere", executors={"spot": False, "tolerations": ["elastic-kernels/capacity=spot:NoSchedule"]}),
         "no-image": spark_profile("no-image", executors={"image": "localhost/elastic-kernels/missing:1"}),
         "no-executor": spark_profile("no-executor", executors={"image": KERNEL_IMAGE}),
         "small": profile("small"),
@@ -229,35 +232,38 @@ async def test_a_job_outlives_an_executor_that_does_not_answer(backend: Backend,
         await asyncio.sleep(3)  # so that tasks are under way
         lost = (await executors(backend))[0]
         begin = time.monotonic()
-        await freeze(backend, lost)
-        reply = await asyncio.wait_for(channels.finish(cell), JOB_SECONDS)
-        assert reply.status == "ok", reply
-        assert "780\n" in reply.text
-        LOG.info("the job of a frozen executor finished after %.0f s", time.monotonic() - begin)
-    await gateway.stop(kernel)
-    # its kubelet waits for it in vain first
-    begin = time.monotonic()
+        async with silent(backend, [lost]):
+            reply = await asyncio.wait_for(channels.finish(cell), JOB_SECONDS)
+            assert reply.status == "ok", reply
+            assert "780\n" in reply.text
+            LOG.info("the job of a silent executor finished after %.0f s", time.monotonic() - begin)
+            await gateway.stop(kernel)
+            # its kubelet waits for it in vain first
+            begin = time.monotonic()
+            await until(lambda: gone(backend), "the executors to go")
+            LOG.info("executors gone after %.1f s", time.monotonic() - begin)
+
+
+async def test_a_job_outlives_the_machine_of_its_executors(backend: Backend, gateway: Gateway) -> None:
+    """Both are on it, with what they have computed so far, and others come on another machine."""
+    kernel = await gateway.start("anywhere")
+    async with gateway.channels(kernel) as channels:
+        async with closed(backend.kubeconfig, "general"):
+            assert (await channels.execute(HOSTS, seconds=JOB_SECONDS)).status == "ok"
+        on_it = await executors(backend)
+        assert [item["spec"]["nodeName"] for item in on_it] == ["spot"] * 2
+        cell = await channels.begin(
+            "import time\n"
+            "pairs = sc.parallelize(range(40), 20).map(lambda n: (n % 4, time.sleep(0.5) or n))\n"
+            "print(pairs.reduceByKey(lambda a, b: a + b).map(lambda pair: time.sleep(2) or pair[1]).sum())"
+        )
+        await asyncio.sleep(7)  # so that some of it has been computed
+        begin = time.monotonic()
+        async with silent(backend, on_it, is_node_lost=True):
+            reply = await asyncio.wait_for(channels.finish(cell), LOST_SECONDS)
+            LOG.info("the job of a lost machine finished after %.0f s", time.monotonic() - begin)
+            assert reply.status == "ok", reply
+            assert "780\n" in reply.text
+            assert "general" in {item["spec"]["nodeName"] for item in await executors(backend)}
+            await gateway.stop(kernel)
     await until(lambda: gone(backend), "the executors to go")
-    LOG.info("executors gone after %.1f s", time.monotonic() - begin)
-
-
-async def freeze(backend: Backend, executor: Object) -> None:
-    """Stop all processes of an executor's pod, as the root of its node."""
-    mark = f"SPARK_EXECUTOR_POD_NAME={executor['metadata']['name']}"
-    stop = f"for p in /proc/[0-9]*; do grep -qsz {mark} $p/environ && kill -STOP ${{p##*/}}; done; true"
-    container = {
-        "name": "main",
-        "image": KERNEL_IMAGE,
-        "command": ["sh", "-c", stop],
-        "securityContext": {"privileged": True, "runAsUser": 0},
-    }
-    spec = {"restartPolicy": "Never", "nodeName": executor["spec"]["nodeName"], "hostPID": True, "containers": [container]}
-    metadata: Object = {"name": "freezes", "namespace": backend.namespace, "labels": {}}
-    await backend.api.create("pods", {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
-
-    async def has_ended() -> bool:
-        pod = await backend.api.get("pods", backend.namespace, "freezes")
-        return pod is not None and pod["status"].get("phase") == "Succeeded"
-
-    await until(has_ended, "the executor to be frozen")
-    await backend.api.delete("pods", backend.namespace, "freezes", grace=0)
