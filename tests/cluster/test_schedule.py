@@ -16,9 +16,9 @@ from tests.cluster.spark import SMALL, grant
 from tests.cluster.test_scala import scala_profile
 from tests.conftest import Backend, gateway_on, profile
 from tests.gateway import PLUGGED_IN, Gateway, until
-from tests.notebooks import lab_program, outputs, write
+from tests.notebooks import executed, lab_program, outputs, write
 from tests.schedule import ANA as AS_ANA
-from tests.schedule import TOKEN, Schedule, executed, with_a_scheduler
+from tests.schedule import TOKEN, Schedule, with_a_scheduler
 
 ANA = {"X-Forwarded-User": "ana"}
 SECONDS = 180.0
