@@ -76,6 +76,8 @@ def main(arguments: list[str]) -> NoReturn:
     # at the end, and only now: a package of Toree's has this file's name
     sys.path.append(os.path.dirname(os.path.abspath(__file__)))
     settings = spark_settings()
+    if missing := elastic_driver.missing_jars(settings):
+        fail(missing, elastic_launcher.USAGE_ERROR)
     command = java_command(image, settings, session_mode(), memory_limit(), jar_folder(), connection_file)
     os.environ["SPARK_HOME"] = image.spark
     supervise(command, start_timeout(), beside=lambda: show_pages(connection_file, settings.get("spark.ui.port")))
@@ -268,7 +270,9 @@ def supervise(command: Sequence[str], timeout: float, beside: Callable[[], None]
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, pass_on)
     environment = {**os.environ, "ELASTIC_KERNELS_READY_FILE": f"/dev/fd/{told}"}
-    process = subprocess.Popen(command, env=environment, pass_fds=[told], stdin=subprocess.PIPE)
+    process = subprocess.Popen(command, env=environment, pass_fds=[told], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    errors = elastic_driver.Errors(process.stderr, 2)
     os.close(told)
     for sent in early:
         process.send_signal(sent)
@@ -278,14 +282,18 @@ def supervise(command: Sequence[str], timeout: float, beside: Callable[[], None]
     if not is_told:
         process.kill()
         process.wait()
+        errors.why()
         fail(f"Toree was not ready within {timeout:g} seconds, and was ended", NO_KERNEL)
     is_ready = os.read(ready, 1) != b""
     if is_ready:
         threading.Thread(target=listen, args=(ready, process.stdin), daemon=True).start()
     code = process.wait()
+    why = errors.why()
     if code < 0:
         fail(f"Toree was ended by {signal.Signals(-code).name}", 128 - code)
     if code not in (0, 128 + signal.SIGTERM):
+        if why and not is_ready:
+            fail(f"Toree did not start: {why}; the lines above say more", code)
         fail(f"Toree {'ended' if is_ready else 'did not start and ended'} with exit code {code}; the lines above say why", code)
     sys.exit(code)
 

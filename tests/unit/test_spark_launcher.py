@@ -164,8 +164,27 @@ def test_the_command_of_the_driver(tmp_path: Path) -> None:
 
 
 def test_a_driver_that_does_not_come_up() -> None:
-    with pytest.raises(RuntimeError, match=r"Java ended with exit code 3; the pod's log says why\."):
+    with pytest.raises(RuntimeError, match=r"Java ended with exit code 3; the pod's log has more\."):
         elastic_driver.run([sys.executable, "-c", "raise SystemExit(3)"], 2)
+
+
+def test_what_ended_a_driver_is_said_and_passed_on(capfd: pytest.CaptureFixture[str]) -> None:
+    said = 'print("x"); raise SystemExit("Exception in thread \\"main\\" java.lang.X: no such package\\n\\tat y")'
+    with pytest.raises(RuntimeError, match=r"could not be started: java\.lang\.X: no such package; the pod's log has more\."):
+        elastic_driver.run([sys.executable, "-c", said], 2)
+    assert capfd.readouterr().err == 'x\nException in thread "main" java.lang.X: no such package\n\tat y\n'
+
+
+def test_jars_that_are_not_there(tmp_path: Path) -> None:
+    (tmp_path / "a.jar").touch()
+    there = [f"{tmp_path}/a.jar", f"file://{tmp_path}/a.jar", f"{tmp_path}/*.jar", "local:///b.jar", "https://example.com/c.jar"]
+    assert elastic_driver.missing_jars({}) == ""
+    assert elastic_driver.missing_jars({"spark.jars": ",".join(there)}) == ""
+    missing = f"{tmp_path}/d.jar, file:{tmp_path}/e.jar"
+    clause = f"spark.jars names what is not there: {tmp_path}/d.jar, {tmp_path}/e.jar"
+    assert elastic_driver.missing_jars({"spark.jars": f"{missing}, {there[0]}"}) == clause
+    with pytest.raises(RuntimeError, match=r"spark\.jars names what is not there: /no\.jar\."):
+        elastic_driver.start({"spark.jars": "/no.jar"}, 2)
 
 
 class Context:

@@ -152,6 +152,7 @@ def supervised(script: str, timeout: float = 30) -> subprocess.Popen[str]:
     [
         ("echo > $ELASTIC_KERNELS_READY_FILE; exit 0", 0, ""),
         ("echo > $ELASTIC_KERNELS_READY_FILE; exit 3", 3, "Toree ended with exit code 3; the lines above say why"),
+        ("echo 'Exception in thread \"main\" x.Y: z' >&2; exit 1", 1, "Toree did not start: x.Y: z; the lines above say more"),
         ("exit 1", 1, "Toree did not start and ended with exit code 1; the lines above say why"),
         ("echo > $ELASTIC_KERNELS_READY_FILE; kill -9 $$", 137, "Toree was ended by SIGKILL"),
         ("exec sleep 60", 69, "Toree was not ready within 0.5 seconds, and was ended"),
