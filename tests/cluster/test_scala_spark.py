@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import aiohttp
 import pytest
 
 from elastic_kernels.profiles import Profile
-from tests.cluster.spark import JOB_SECONDS, SMALL, executors, gone, grant, until_gone
+from tests.cluster.spark import JOB_SECONDS, SMALL, executors, gone, grant, spark_profile, until_gone
 from tests.cluster.test_scala import scala_profile
-from tests.conftest import Backend, gateway_on
+from tests.conftest import KERNEL_IMAGE, Backend, gateway_on
 from tests.gateway import PLUGGED_IN, Gateway, until
-from tests.volumes import IDENTITY, claim, kernel, release
+from tests.volumes import IDENTITY, as_user, claim, kernel, refused, release
 
 # on both executors, because each task takes a while and there are more of them than one can run
 HOSTS = """
@@ -22,6 +24,26 @@ val seen = sc.parallelize(1 to 16, 16).map { _ =>
   Seen(java.net.InetAddress.getLocalHost.getHostName, WORD)
 }.collect().toSet
 println(seen.size + " " + seen.map(_.what).mkString(" "))
+"""
+# as when the pod's machine runs out of memory
+KILL = 'new ProcessBuilder("sh", "-c", "kill -9 $PPID").start().waitFor()'
+# a repository on the home volume, with one package in it, whose class is a function of SQL as well
+PUBLISH = """
+import java.nio.file.{Files, Paths}
+val folder = Files.createDirectories(Paths.get("/home/jovyan/maven/org/fetched/fetched/1.0"))
+val pom = "<groupId>org.fetched</groupId><artifactId>fetched</artifactId><version>1.0</version>"
+Files.write(folder.resolve("fetched-1.0.pom"), s"<project><modelVersion>4.0.0</modelVersion>$pom</project>".getBytes)
+val code = "package fetched\\nobject Word { def word = \\"in_the_package\\" }\\n" +
+  "class Said extends org.apache.spark.sql.api.java.UDF1[java.lang.Long, String] { def call(n: java.lang.Long) = Word.word }"
+val file = Files.write(Paths.get("/tmp/Fetched.scala"), code.getBytes)
+require(scala.tools.nsc.Main.process(Array("-usejavacp", "-d", s"$folder/fetched-1.0.jar", file.toString)))
+"""
+REPOSITORY = "file:/home/jovyan/maven"
+FETCHED = "/home/jovyan/maven/org/fetched/fetched/1.0/fetched-1.0.jar"
+IN_PYTHON = """
+spark.udf.registerJavaFunction("said", "fetched.Said", "string")
+rows = spark.range(16).repartition(4).selectExpr("said(id) as said").collect()
+print({row.said for row in rows}, sc._jsc.sc().isLocal())
 """
 MAKE_A_JAR = """
 val source = java.nio.file.Paths.get("/tmp/Lasting.scala")
@@ -50,6 +72,8 @@ async def home(backend: Backend) -> AsyncIterator[str]:
 async def gateway(backend: Backend, home: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gateway]:
     profiles = {
         "home": scala("home", home=True, packages=True),
+        "in-python": spark_profile("in-python", home=True),
+        "no-executor": scala("no-executor", executors={"image": KERNEL_IMAGE}),
         "no-image": scala("no-image", executors={"image": "localhost/elastic-kernels/missing:1"}),
     }
     own = {"ELASTIC_KERNELS_USER_NAMESPACE": f"{backend.namespace}-{{username}}", "ELASTIC_KERNELS_DEPLOYMENT": backend.namespace}
@@ -78,10 +102,68 @@ async def test_a_job_on_two_executors_and_a_jar_that_reaches_them_and_lasts(back
         assert (await run(HOSTS.replace("WORD", "lasting.Word.word"), JOB_SECONDS)).startswith("2 in_the_jar\n")
 
 
-async def test_a_job_whose_executors_cannot_start_says_why(gateway: Gateway) -> None:
-    async with kernel(gateway, "ana", "no-image") as run:
+async def test_packages_of_a_repository_reach_executors_and_last(gateway: Gateway) -> None:
+    hosts = HOSTS.replace("WORD", "fetched.Word.word")
+    async with kernel(gateway, "ana", "home") as run:
+        await run(PUBLISH, JOB_SECONDS)
+        await run(f"%AddDeps org.fetched fetched 1.0 --repository {REPOSITORY}", JOB_SECONDS)
+        assert (await run(hosts, JOB_SECONDS)).startswith("2 in_the_package\n")
+    async with kernel(gateway, "ana", "home") as run:
+        assert (await run(hosts, JOB_SECONDS)).startswith("2 in_the_package\n")
+    settings = f"spark.jars.repositories={REPOSITORY} spark.jars.packages=org.fetched:fetched:1.0"
+    for chosen in (settings, f"spark.jars={FETCHED}"):
+        async with kernel(gateway, "ana", "in-python", KERNEL_SPARK_SETTINGS=chosen) as run:
+            assert await run(IN_PYTHON, JOB_SECONDS) == "{'in_the_package'} False\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (
+            f"spark.jars.repositories={REPOSITORY} spark.jars.packages=no.such:thing:1.0",
+            "unresolved dependency: no.such#thing;1.0: not found",
+        ),
+        ("spark.jars=/home/jovyan/no.jar", "spark.jars names what is not there: /home/jovyan/no.jar"),
+    ],
+)
+async def test_packages_that_do_not_exist(gateway: Gateway, settings: str, sentence: str) -> None:
+    status, said = await refused(gateway, "ana", "home", KERNEL_SPARK_SETTINGS=settings)
+    assert (status, sentence in said) == (500, True), said
+    async with kernel(gateway, "ana", "in-python", KERNEL_SPARK_SETTINGS=settings) as run:
+        with pytest.raises(AssertionError) as failure:
+            await run("spark.version", JOB_SECONDS)
+        assert "Spark's driver could not be started: " in str(failure.value)
+        assert sentence in str(failure.value)
+        assert await run("1 + 1") == "2"
+
+
+async def test_a_driver_that_is_killed_and_its_pages(backend: Backend, gateway: Gateway, home: str) -> None:
+    async with kernel(gateway, "ana", "home") as run, aiohttp.ClientSession() as client:
+        await run(HOSTS.replace("WORD", '"x"'), JOB_SECONDS)
+        pages = f"{gateway.address}/api/kernels/{run.id}/spark-ui"
+        for user, path, status in (("ana", "/jobs/", 200), ("ana", "/executors/", 200), ("bob", "/jobs/", 404)):
+            async with client.get(pages + path, headers=as_user(user)) as response:
+                assert (response.status, "Spark Jobs" in await response.text()) == (status, (user, path) == ("ana", "/jobs/"))
+        begun_with = {item["metadata"]["uid"] for item in await executors(backend, home)}
+        assert len(begun_with) == 2
+        killed = asyncio.create_task(run(KILL, JOB_SECONDS))
+        await until_gone(backend, home, of=begun_with)
+        # what becomes of the cell is another test's concern
+        await asyncio.wait([killed])
+        assert killed.exception() is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("no-image", ("their image ", "localhost/elastic-kernels/missing:1", "cannot be pulled")),
+        ("no-executor", ("they end as soon as they have started (exit code 128: ",)),
+    ],
+)
+async def test_a_job_whose_executors_cannot_start_says_why(gateway: Gateway, name: str, sentence: tuple[str, ...]) -> None:
+    async with kernel(gateway, "ana", name) as run:
         with pytest.raises(AssertionError) as failure:
             await run("sc.parallelize(1 to 2).count()", JOB_SECONDS)
-        for part in ("its executors cannot start: their image ", "localhost/elastic-kernels/missing:1", "cannot be pulled"):
+        for part in ("its executors cannot start: ", *sentence):
             assert part in str(failure.value)
         assert await run("1 + 1") == "2"
