@@ -9,7 +9,7 @@ import asyncio
 import logging
 import math
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -25,6 +25,7 @@ from elastic_kernels.request import KernelRequest
 from elastic_kernels.slots import Limits
 from elastic_kernels.starts import Start
 from elastic_kernels.status import Phase, Status
+from elastic_kernels.warm import claim
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class Attempt:
         self._id_is_chosen = id_is_chosen
         self._key: Key | None = None
         self._new_record: RecordRef | None = None
-        self._creating: asyncio.Task[Object] | None = None
+        self._creating: asyncio.Task[Object | None] | None = None
         self._is_ours = True
         self._room_until = 0.0
 
@@ -94,15 +95,25 @@ class Attempt:
         self._namespace = kept.namespace
         uid = secret["metadata"]["uid"]
         start = pod.Launch(secrets.token_hex(3), 0, uid, 1, arguments, self._cluster.announcements.address, home)
-        created, start = await self._pod(
-            kept, start, spot, reach.next_start(self._cluster.pods_of(kept.kernel_id), again.after) if again else None
-        )
+        created = await self._waiting(kept, start, spot) if again is None else None
+        if created is None:
+            number = reach.next_start(self._cluster.pods_of(kept.kernel_id), again.after) if again else None
+            created, start = await self._pod(kept, start, spot, number)
         address, connection = await self._connected(created, kept.key, lambda address: connect(kept, start.ports, address))
         if self._profile.calls_back and self._is_ours:
             # the launcher has told nobody but this process
             await self._create("secrets", record.to_connection_secret(kept, created, connection))
         assert self._key is not None
         return Started(self._key, address, connection, RecordRef(kept.name, kept.token, uid), start.number)
+
+    async def _waiting(self, kept: Record, start: pod.Launch, spot: pod.Spot) -> Object | None:
+        """Return a pod that has waited for this start, None if it needs one of its own."""
+
+        def claimed(item: Object) -> None:
+            self._key = (item["metadata"]["namespace"], item["metadata"]["name"])
+
+        manifest = pod.build_pod(self._profile, kept, self._request, start, spot)
+        return await claim.take(self._cluster, self._profile, self._request, kept, manifest, self._carry_out, claimed)
 
     async def _pod(self, kept: Record, start: pod.Launch, spot: pod.Spot, number: int | None) -> tuple[Object, pod.Launch]:
         """Create the pod, of the start ``number`` if it is not the kernel's first, and return it with what it is.
@@ -193,8 +204,13 @@ class Attempt:
         return secret
 
     async def _create(self, resource: str, body: Object) -> Object:
-        """Create in a task of its own: a request that is on its way cannot be taken back, so its outcome is waited for."""
-        self._creating = asyncio.get_running_loop().create_task(self._cluster.client.create(resource, body))
+        created = await self._carry_out(self._cluster.client.create(resource, body))
+        assert created is not None
+        return created
+
+    async def _carry_out(self, request: Coroutine[Any, Any, Object | None]) -> Object | None:
+        """Make a request in a task of its own: one that is on its way cannot be taken back, so its outcome is waited for."""
+        self._creating = asyncio.get_running_loop().create_task(request)
         return await asyncio.shield(self._creating)
 
     async def _connected(

@@ -82,8 +82,15 @@ def install(profiles: Iterable[Profile], directory: Path) -> list[str]:
 def variants(profile: Profile) -> list[Profile]:
     """Return the profile, and one more for each of its named images: what the Launcher shows."""
     title = profile.display_name or profile.name
-    chosen = (
-        {"name": f"{profile.name}-{names.slug(name)}", "display_name": f"{title} | {name}", "image": image, "named_images": {}}
+    # what waits is of the profile's own image
+    chosen: Iterable[dict[str, Any]] = (
+        {
+            "name": f"{profile.name}-{names.slug(name)}",
+            "display_name": f"{title} | {name}",
+            "image": image,
+            "named_images": {},
+            "warm": None,
+        }
         for name, image in profile.named_images.items()
     )
     return [profile, *(profile.model_copy(update=changes) for changes in chosen)]

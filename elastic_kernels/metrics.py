@@ -22,6 +22,10 @@ class Metrics:
     """By profile and outcome: ready, refused, failed, late, given-up."""
     phases: Histogram
     """Seconds that launches spent in each phase, by profile."""
+    warm: Counter
+    """Starts of profiles that keep kernels warm, by profile and outcome: taken, or none that would do."""
+    waiting: Gauge
+    """Pods that are kept for starts to come, by profile and kind: kernel, capacity."""
     kernels: Gauge
     """By limit class and phase."""
     staleness: Gauge
@@ -42,6 +46,8 @@ def metrics() -> Metrics:
     return Metrics(
         launches=Counter("elastic_kernels_launches", "Launches of kernels, by how they came out.", ["profile", "outcome"]),
         phases=Histogram("elastic_kernels_launch_phase_seconds", "Time in each phase of a launch.", ["profile", "phase"], buckets=_SECONDS),
+        warm=Counter("elastic_kernels_warm_starts", "Starts of profiles that keep kernels warm.", ["profile", "outcome"]),
+        waiting=Gauge("elastic_kernels_waiting", "Pods that are kept for starts to come, and are no kernels.", ["profile", "kind"]),
         kernels=Gauge("elastic_kernels_kernels", "Kernels of the deployment.", ["limit_class", "phase"]),
         staleness=Gauge("elastic_kernels_watch_staleness_seconds", "For how long a watch has not been kept up.", ["resource"]),
         api_errors=Counter("elastic_kernels_api_errors", "Requests to the Kubernetes API that failed.", ["method", "code"]),

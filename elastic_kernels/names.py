@@ -17,10 +17,12 @@ PREFIX: Final = "elastic-kernels/"
 MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 MANAGER: Final = "elastic-kernels"
 
+CLAIMED: Final = PREFIX + "claimed"
 DEPLOYMENT: Final = PREFIX + "deployment"
 ENDED: Final = PREFIX + "ended"
 EXECUTOR: Final = PREFIX + "executor"
 EXECUTOR_OF: Final = PREFIX + "executor-of"
+FIT: Final = PREFIX + "fit"
 KERNEL_ID: Final = PREFIX + "kernel-id"
 KERNEL_NAME: Final = PREFIX + "kernel-name"
 LAUNCH: Final = PREFIX + "launch"
@@ -35,6 +37,8 @@ TITLE: Final = PREFIX + "title"
 USAGE: Final = PREFIX + "usage"
 USED: Final = PREFIX + "used"
 USER: Final = PREFIX + "user"
+WARM: Final = PREFIX + "warm"
+WARM_KIND: Final = PREFIX + "warm-kind"
 
 # What stock Enterprise Gateway puts on its pods; network policies and dashboards written for it keep working.
 GATEWAY_LABELS: Final = {"app": "enterprise-gateway", "component": "kernel"}
@@ -70,6 +74,11 @@ def record_name(deployment: str, user: str, pool: str, slot: str) -> str:
 def pod_name(user: str, kernel_id: str, launch: str) -> str:
     """Return the name of the pod of one launch: ``launch`` is a short token, new at every start."""
     return f"{slug(user)}-{kernel_id[:8]}-{launch}"
+
+
+def warm_selector(deployment: str) -> str:
+    """Return the label selector of what is kept ready for the kernels of this deployment, and is no kernel."""
+    return f"{WARM}={deployment}"
 
 
 def selector(deployment: str) -> str:

@@ -34,6 +34,8 @@ from elastic_kernels.fields import (
 )
 from elastic_kernels.spark.part import LEAST_DRIVER, Spark
 from elastic_kernels.storage import Home, Packages, Volume
+from elastic_kernels.warm import part as warm_part
+from elastic_kernels.warm.part import Warm
 
 PROXY_CLASS: Final = "elastic_kernels.proxy.ElasticKernelProxy"
 _PACKAGES: Final = ".elastic-kernels/packages"
@@ -117,6 +119,8 @@ class Profile(Part):
     """The pod's service account; its token is mounted only if one is named."""
     spark: Spark | None = None
     """Spark, with its driver in the kernel's pod. Default: none."""
+    warm: Annotated[Warm, BeforeValidator(warm_part.as_part, json_schema_input_type=int | Warm)] | None = None
+    """What is kept ready for the next starts; a plain number is so many waiting kernels. Default: nothing."""
     limit_class: DnsLabel = "interactive"
     """Which of a user's limits its kernels count against."""
     limit_classes: tuple[DnsLabel, ...] = ()
@@ -206,6 +210,11 @@ class Profile(Part):
             raise ValueError("a pod has one service account: name it in spark.service_account alone")
         if self.memory and self.memory.limit and quantities.parse(self.memory.limit) < LEAST_DRIVER:
             raise ValueError(f"memory: {self.memory.limit!r} is too little for a driver of Spark, which needs 1Gi")
+        return self
+
+    @model_validator(mode="after")
+    def _check_warm(self) -> Profile:
+        warm_part.check(self)
         return self
 
     @model_validator(mode="after")

@@ -89,6 +89,11 @@ class Starts:
         start = self._starts.get(kernel_id)
         return start is not None and start.ended is None
 
+    @property
+    def are_under_way(self) -> bool:
+        """Whether any start is under way here."""
+        return any(start.ended is None for start in self._starts.values())
+
     def usually(self, profile: str) -> float | None:
         """Return the seconds that a start of this profile usually takes here, None where nobody knows."""
         seconds = self._seconds.get(profile)

@@ -32,9 +32,13 @@ def connection_file(arguments: list[str], usage: str) -> str:
         fail(f"write: {usage}", USAGE_ERROR)
     if not os.access(arguments[0], os.R_OK):
         fail(f"the connection file {arguments[0]} cannot be read by uid {os.getuid()} and groups {os.getgroups()}", USAGE_ERROR)
-    # this file's folder has no business on the path of what a user runs
-    sys.path[:] = [path for path in sys.path if path != os.path.dirname(os.path.abspath(__file__))]
+    leave_own_folder()
     return arguments[0]
+
+
+def leave_own_folder() -> None:
+    """Take this file's folder from the path, where it has no business once a user's code, or somebody else's, is imported."""
+    sys.path[:] = [path for path in sys.path if path != os.path.dirname(os.path.abspath(__file__))]
 
 
 def enter_working_directory() -> None:

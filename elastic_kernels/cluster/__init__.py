@@ -25,6 +25,7 @@ from elastic_kernels.cluster.sweeper import Sweeper
 from elastic_kernels.errors import ClusterAwayError, ClusterError
 from elastic_kernels.settings import ElasticKernels, default_namespace
 from elastic_kernels.starts import Starts
+from elastic_kernels.warm.sweep import WarmSweeper
 
 __all__ = ["Client", "Cluster", "Ending", "Informer", "Key", "Object", "Reaper", "RecordRef", "shared"]
 
@@ -55,6 +56,13 @@ class Cluster:
         """The kernels' records, without what is in them."""
         self.executors = Informer(client, "pods", self.watched, selectors={"labelSelector": executors.selector(deployment)})
         """The pods of Spark's executors, which are no kernels."""
+        warm = {"labelSelector": names.warm_selector(deployment)}
+        self.waiting = Informer(client, "pods", self.watched, selectors=warm)
+        """The pods that are kept for starts to come, which are no kernels."""
+        self.warm_secrets = Informer(client, "secrets", self.watched, selectors=warm, metadata_only=True)
+        """Their Secrets, which outlast the waiting."""
+        self.reserved: set[Key] = set()
+        """Waiting pods that starts of this process are trying to get."""
         self.reaper = Reaper(client, self.pods)
         self.nodes: Informer | None = None
         """The nodes, where the gateway may watch them."""
@@ -83,12 +91,18 @@ class Cluster:
         loop = asyncio.get_running_loop()
         sweeper = Sweeper(cluster.pods, cluster.records, cluster.reaper, cluster.starts.is_under_way)
         superfluous = Executors(client, cluster.pods, cluster.executors, cluster.reaper.is_ending)
+        left = WarmSweeper(
+            client, cluster.pods, cluster.records, cluster.waiting, cluster.warm_secrets, cluster.reaper, cluster.starts.is_under_way
+        )
         cluster._tasks = [
             loop.create_task(cluster.pods.run(), name="watch pods"),
             loop.create_task(cluster.records.run(), name="watch records"),
             loop.create_task(sweeper.run(), name="sweep"),
             loop.create_task(cluster.executors.run(), name="watch executors"),
             loop.create_task(superfluous.run(), name="end executors"),
+            loop.create_task(left.run(), name="sweep waiting pods"),
+            loop.create_task(cluster.waiting.run(), name="watch waiting pods"),
+            loop.create_task(cluster.warm_secrets.run(), name="watch waiting pods' secrets"),
             loop.create_task(cluster._watch_nodes(), name="watch nodes"),
         ]
         log.info("Kernels run in the namespace %r, as the deployment %r", settings.user_namespace or namespace, cluster.deployment)

@@ -127,23 +127,26 @@ class Client:
 
         return await self._until_answered(attempt)
 
-    async def delete(self, resource: str, namespace: str, name: str, *, grace: int | None = None, uid: str | None = None) -> bool:
+    async def delete(
+        self, resource: str, namespace: str, name: str, *, grace: int | None = None, uid: str | None = None, version: str | None = None
+    ) -> bool:
         """Ask for an object's deletion; return False if it was gone already. Raises as ``get`` does.
 
         ``grace`` is in seconds, 0 removes a pod from the API without waiting for its node. ``uid`` protects a later object of
-        the same name.
+        the same name, and ``version``, its resourceVersion, one that somebody has changed meanwhile: then False is returned, too.
         """
         if not name:
             raise ValueError("without a name, everything would be deleted")
         options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
         if grace is not None:
             options["gracePeriodSeconds"] = grace
-        if uid is not None:
-            options["preconditions"] = {"uid": uid}
+        conditions = {"uid": uid, "resourceVersion": version}
+        if wanted := {name: value for name, value in conditions.items() if value is not None}:
+            options["preconditions"] = wanted
         try:
             await self._retry("DELETE", _path(resource, namespace, name), body=options)
         except ClusterError as error:
-            if error.code == 404 or (error.code == 409 and uid is not None):
+            if error.code == 404 or (error.code == 409 and "preconditions" in options):
                 return False
             raise
         return True
@@ -153,9 +156,17 @@ class Client:
 
         Raises as ``get`` does.
         """
-        metadata = item["metadata"]
-        body = {"metadata": {"resourceVersion": metadata["resourceVersion"], "annotations": dict(annotations)}}
-        path = _path(resource, metadata.get("namespace"), metadata["name"])
+        return await self.change(resource, item, {"annotations": dict(annotations)})
+
+    async def change(self, resource: str, item: Object, metadata: Object) -> Object | None:
+        """Merge into an object's metadata and return it as it is then; None if it is gone, or not as it was in ``item`` any more.
+
+        Of several who change what they have seen in the same state, one gets it. None may also stand for a change of this very
+        caller's whose answer was lost. Raises as ``get`` does.
+        """
+        known = item["metadata"]
+        body = {"metadata": {**metadata, "resourceVersion": known["resourceVersion"]}}
+        path = _path(resource, known.get("namespace"), known["name"])
         try:
             return await self._until_answered(lambda: self._request("PATCH", path, body=body, accept=_JSON))
         except ClusterError as error:

@@ -93,7 +93,13 @@ class Api:
 
     def _delete(self, resource: str, item: Object, options: Object) -> Object:
         metadata = item["metadata"]
-        uid = (options.get("preconditions") or {}).get("uid")
+        preconditions = options.get("preconditions") or {}
+        uid, version = preconditions.get("uid"), preconditions.get("resourceVersion")
+        if version and version != metadata["resourceVersion"]:
+            found = metadata["resourceVersion"]
+            raise ApiError(
+                409, "Conflict", f"Precondition failed: ResourceVersion in precondition: {version}, ResourceVersion in object meta: {found}"
+            )
         if uid and uid != metadata["uid"]:
             raise ApiError(409, "Conflict", f"Precondition failed: UID in precondition: {uid}, UID in object meta: {metadata['uid']}")
         space, name = metadata.get("namespace", ""), metadata["name"]

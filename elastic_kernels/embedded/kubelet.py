@@ -24,6 +24,7 @@ from elastic_kernels.embedded.store import Change, Store, now, record_event
 _IMAGE: Final = re.compile(r"[a-z0-9][a-z0-9._:/-]*?(:[\w.-]{1,128})?(@sha256:[0-9a-f]{64})?")
 _REFERENCE: Final = re.compile(r"\$(\$|\(([A-Za-z_][A-Za-z0-9_.-]*)\))")
 _RETRY_SECONDS: Final = 1.0
+_PROBE_SECONDS: Final = 0.1
 _BACK_OFF_SECONDS: Final = 10.0
 
 Key = tuple[str, str]
@@ -118,7 +119,11 @@ class Kubelet:
             self._report(pod, {"terminated": _terminated(128, "StartError", begun, message)}, "Failed")
             return None
         record_event(self._store, pod, "Normal", "Started", f"Started container {container['name']}", "kubelet")
-        self._report(pod, {"running": {"startedAt": begun}}, "Running", address)
+        probe = (container.get("startupProbe") or {}).get("tcpSocket")
+        self._report(pod, {"running": {"startedAt": begun}}, "Running", address, started=probe is None)
+        if probe is not None:
+            await _probed(process, ended, address, int(probe["port"]))
+            self._report(pod, {"running": {"startedAt": begun}}, "Running", address)
         return process
 
     async def _supervise(self, pod: Object, process: Process, ended: asyncio.Event) -> None:
@@ -137,7 +142,7 @@ class Kubelet:
             reason = "Completed" if code == 0 else "Error"
             more = _OVERDUE if overdue else {}
             ok = code == 0 and not overdue
-            self._report(pod, {"terminated": _terminated(code, reason, now())}, "Succeeded" if ok else "Failed", **more)
+            self._report(pod, {"terminated": _terminated(code, reason, now())}, "Succeeded" if ok else "Failed", more=more)
         finally:
             process.kill()
             deletion.cancel()
@@ -184,11 +189,13 @@ class Kubelet:
         if current is not None and current["metadata"]["uid"] == pod["metadata"]["uid"]:
             self._store.remove("pods", *_key(pod))
 
-    def _report(self, pod: Object, state: Object, phase: str, address: str = "", **more: str) -> None:
+    def _report(
+        self, pod: Object, state: Object, phase: str, address: str = "", *, started: bool = True, more: Mapping[str, str] | None = None
+    ) -> None:
         current = self._store.find("pods", *_key(pod))
         if current is None or current["metadata"]["uid"] != pod["metadata"]["uid"]:
             return
-        running = "running" in state
+        running = "running" in state and started
         known = current["status"]
         true = _CONDITIONS if running else ("Initialized", "PodScheduled")
         conditions = [{"type": kind, "status": "True" if kind in true else "False"} for kind in _CONDITIONS]
@@ -203,7 +210,7 @@ class Kubelet:
             "lastState": {},
         }
         own = {"podIP": address, "podIPs": [{"ip": address}]} if address else {}
-        status = {**known, "phase": phase, "conditions": conditions, "hostIP": "127.0.0.1", **own, **more}
+        status = {**known, "phase": phase, "conditions": conditions, "hostIP": "127.0.0.1", **own, **(more or {})}
         status.setdefault("startTime", now())
         latest = {**current, "status": {**status, "containerStatuses": [reported]}}
         latest["metadata"] = {key: value for key, value in current["metadata"].items() if key != "resourceVersion"}
@@ -250,6 +257,22 @@ def _expand(text: str, variables: Mapping[str, str]) -> str:
 
 def _existing(directory: Path, otherwise: Path) -> Path:
     return directory if os.path.isdir(directory) else otherwise
+
+
+async def _probed(process: Process, ended: asyncio.Event, address: str, port: int) -> None:
+    """Return when a container's startup probe has succeeded, or never will. A container that starts is asked ten times a second."""
+    exits = asyncio.ensure_future(process.wait())
+    try:
+        while not exits.done() and not ended.is_set():
+            try:
+                _, writer = await asyncio.open_connection(address, port)
+            except OSError:
+                await asyncio.wait({exits}, timeout=_PROBE_SECONDS)
+            else:
+                writer.close()
+                return
+    finally:
+        exits.cancel()
 
 
 async def _sleep(ended: asyncio.Event, seconds: float) -> None:

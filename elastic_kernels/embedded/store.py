@@ -156,7 +156,19 @@ class Store:
         item = {**item, "apiVersion": "v1", "kind": KINDS[resource], "metadata": {**metadata, **kept}}
         if {**item, "metadata": {**item["metadata"], "resourceVersion": before["metadata"]["resourceVersion"]}} == before:
             return before  # a write that changes nothing is no event
-        return self._write("MODIFIED", resource, item, before)
+        written = self._write("MODIFIED", resource, item, before)
+        self._change_owners(resource, before, item)
+        return written
+
+    def _change_owners(self, resource: str, before: Object, after: Object) -> None:
+        key = (resource, before["metadata"].get("namespace", ""), before["metadata"]["name"])
+        old, new = ({owner["uid"] for owner in each["metadata"].get("ownerReferences") or ()} for each in (before, after))
+        for uid in old - new:
+            self._dependants.get(uid, set()).discard(key)
+        for uid in new - old:
+            self._dependants.setdefault(uid, set()).add(key)
+            if uid not in self._uids:
+                self.delete_dependant(*key)
 
     def patch(self, resource: str, namespace: str, name: str, patch: Object) -> Object:
         """Merge ``patch`` into an object."""

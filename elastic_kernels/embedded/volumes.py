@@ -4,8 +4,8 @@ Each mount path becomes a directory below the pod's own root, and every text of 
 command, in variables, as working directory) is written anew with that directory. What lies outside of the mounts is the
 machine's own file system.
 
-A connection file (JSON with ``ip``, ``key`` and ``shell_port``) in a mounted Secret that says "listen on all interfaces" gets the
-pod's own address instead: local processes share the machine's interfaces, and all kernels listen on the same ports.
+A file in a mounted Secret that says where to listen (JSON with ``ip``, ``key`` and a port) and says "on all interfaces" gets the pod's
+own address instead: local processes share the machine's interfaces, and all kernels listen on the same ports.
 """
 
 from __future__ import annotations
@@ -87,6 +87,8 @@ def _own_address(content: bytes, address: str) -> bytes:
         connection = json.loads(content)
     except ValueError:
         return content
-    if not isinstance(connection, dict) or not {"ip", "key", "shell_port"} <= connection.keys() or connection["ip"] not in ("0.0.0.0", "*"):
+    if not isinstance(connection, dict) or not {"ip", "key"} <= connection.keys() or connection["ip"] not in ("0.0.0.0", "*"):
+        return content
+    if not connection.keys() & {"shell_port", "claim_port"}:
         return content
     return json.dumps({**connection, "ip": address}).encode()

@@ -22,7 +22,7 @@ from traitlets import TraitError
 from traitlets.config import Config
 
 from elastic_kernels.errors import ConfigurationError
-from elastic_kernels.gateway import audit, room, routes
+from elastic_kernels.gateway import audit, room, routes, warming
 from elastic_kernels.gateway.managers import ElasticMappingKernelManager
 from elastic_kernels.gateway.verified import VERIFIER
 from elastic_kernels.identity.verifier import Verifier
@@ -76,7 +76,11 @@ class ElasticGatewayApp(EnterpriseGatewayApp):  # type: ignore[misc]
         super().start()
 
     def _keep(self) -> None:
-        self._keeping = asyncio.get_running_loop().create_task(self.kernel_manager.keeper.run(), name="keep kernels")
+        loop = asyncio.get_running_loop()
+        self._keeping = (
+            loop.create_task(self.kernel_manager.keeper.run(), name="keep kernels"),
+            loop.create_task(warming.run(self.kernel_manager, ElasticKernels(parent=self)), name="keep kernels warm"),
+        )
 
     def _signal_stop(self, _number: int, _frame: Any) -> None:
         """Called at SIGTERM."""
@@ -95,8 +99,8 @@ class ElasticGatewayApp(EnterpriseGatewayApp):  # type: ignore[misc]
 
     def shutdown(self) -> None:
         """Called when the event loop has stopped: kernels in pods go on, those of this machine end with it."""
-        kernels, keeping = self.kernel_manager, getattr(self, "_keeping", None)
-        if keeping is not None:
+        kernels = self.kernel_manager
+        for keeping in getattr(self, "_keeping", ()):
             keeping.cancel()
         for kernel_id in kernels.list_kernel_ids():
             if getattr(kernels.get_kernel(kernel_id), "elastic_record", None) is not None:

@@ -125,7 +125,9 @@ class OneSecret(Client):
     async def get(self, resource: str, namespace: str, name: str) -> Object | None:
         return self.secret if name == self.secret["metadata"]["name"] else None
 
-    async def delete(self, resource: str, namespace: str, name: str, *, grace: int | None = None, uid: str | None = None) -> bool:
+    async def delete(
+        self, resource: str, namespace: str, name: str, *, grace: int | None = None, uid: str | None = None, version: str | None = None
+    ) -> bool:
         if self.away:
             self.away -= 1
             raise ClusterAwayError("away")
