@@ -112,6 +112,8 @@ class Attempt:
         def claimed(item: Object) -> None:
             self._key = (item["metadata"]["namespace"], item["metadata"]["name"])
 
+        if self._profile.warm is None or not self._profile.warm.kernels:
+            return None
         manifest = pod.build_pod(self._profile, kept, self._request, start, spot)
         return await claim.take(self._cluster, self._profile, self._request, kept, manifest, self._carry_out, claimed)
 

@@ -37,6 +37,11 @@ async def shut_down(settings: ElasticKernels, user: str | None, say: Callable[[s
         found = [*pods["items"], *records["items"]]
         await asyncio.gather(*(_delete(client, "pods", item) for item in pods["items"]))
         await asyncio.gather(*(_delete(client, "secrets", item) for item in records["items"]))
+        if user is None:
+            # what waits for nobody now; a gateway that runs keeps others
+            for resource in ("pods", "secrets"):
+                waiting = await client.list(resource, namespace, metadata_only=True, labelSelector=names.warm_selector(settings.deployment))
+                await asyncio.gather(*(_delete(client, resource, item) for item in waiting["items"]))
         for item in records["items"]:
             say(_line(item))
         longest = max((item["spec"].get("terminationGracePeriodSeconds", 30) for item in pods["items"]), default=0)

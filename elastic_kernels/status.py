@@ -13,7 +13,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Any, Final
 
-from elastic_kernels import disruption, words
+from elastic_kernels import disruption, names, words
 from elastic_kernels.disruption import Cause, Disruption
 
 Object = Mapping[str, Any]
@@ -114,7 +114,7 @@ def classify(
     if pod["metadata"].get("deletionTimestamp"):
         return _terminating(pod, disrupted)
     if "running" in _state(status) or status.get("phase") == "Running":
-        return _running(status, disrupted, answers)
+        return _running(begun(pod), disrupted, answers)
     if is_scheduled(pod):
         return _on_node(pod, _state(status).get("waiting") or {}, happened)
     return _not_scheduled(pod, happened, now)
@@ -135,6 +135,12 @@ def exit_code(pod: Object) -> int | None:
 def has_ended(pod: Object) -> bool:
     """Tell whether a pod's container has come to its end."""
     return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed") or exit_code(pod) is not None
+
+
+def begun(pod: Object) -> str:
+    """Return when a pod began to be its kernel, as the API writes it: one that waited before has run for longer. Empty if it has not."""
+    claimed = (pod["metadata"].get("annotations") or {}).get(names.CLAIMED)
+    return str(claimed or (_state(pod.get("status") or {}).get("running") or {}).get("startedAt") or "")
 
 
 def is_scheduled(pod: Object) -> bool:
@@ -192,8 +198,7 @@ def _terminating(pod: Object, disrupted: Disruption | None) -> Status:
     return Status(Phase.TERMINATING, f"it is being ended: {disrupted.words}", hopeless=True, cause=disrupted.cause, since=since)
 
 
-def _running(status: Object, disrupted: Disruption | None, answers: bool) -> Status:
-    since = (_state(status).get("running") or {}).get("startedAt") or ""
+def _running(since: str, disrupted: Disruption | None, answers: bool) -> Status:
     if disrupted is not None:
         if disrupted.cause is Cause.NODE_LOST:
             return Status(Phase.UNREACHABLE, f"{disrupted.words}; it may come back", cause=disrupted.cause)

@@ -86,8 +86,9 @@ def enter(environment: list[tuple[str, str | None]]) -> None:
         else:
             known[name] = _REFERENCE.sub(lambda match: "$" if match[1] == "$" else known.get(match[2], match[0]), value)
             os.environ[name] = known[name]
-    if hasattr(time, "tzset"):
-        time.tzset()
+    time.tzset()
+    # what is read of them when it is first needed is read anew
+    tempfile.tempdir = None
 
 
 def _accept(

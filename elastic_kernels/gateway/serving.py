@@ -13,7 +13,7 @@ from typing import Any
 from jupyter_server._tz import utcnow
 from jupyter_server.services.kernels.handlers import ZMQChannelsHandler
 
-from elastic_kernels import disruption, names
+from elastic_kernels import disruption, names, status
 from elastic_kernels.cluster import Cluster, Object
 from elastic_kernels.gateway import activity
 from elastic_kernels.identity import User
@@ -94,9 +94,8 @@ def websockets(kernel_id: str) -> list[Any]:
 
 
 def started_at(pod: Any) -> datetime | None:
-    """Return when a pod's container began to run."""
-    container: dict[str, Any] = next(iter(pod["status"].get("containerStatuses") or ()), {})
-    return disruption.time(((container.get("state") or {}).get("running") or {}).get("startedAt"))
+    """Return when a pod began to be its kernel."""
+    return disruption.time(status.begun(pod))
 
 
 def _connect(kernels: Any, cluster: Cluster, kernel: Any, started: Started) -> None:

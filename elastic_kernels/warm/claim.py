@@ -12,9 +12,10 @@ import hmac
 import logging
 import random
 from collections.abc import Awaitable, Callable, Coroutine
+from datetime import datetime, timezone
 from typing import Any, Final
 
-from elastic_kernels import names
+from elastic_kernels import disruption, names
 from elastic_kernels.cluster import Cluster, Object
 from elastic_kernels.errors import ClusterError
 from elastic_kernels.metrics import metrics
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 # What a pod on a busy machine may take to read a few kilobytes.
 _SECONDS: Final = 5.0
+_CONNECT_SECONDS: Final = 1.0
 # Others are after the same pods: who has lost so often does without.
 _ATTEMPTS: Final = 3
 
@@ -50,8 +52,6 @@ async def take(
     ``change`` makes the change of a pod; ``claimed`` is told of each pod that is the record's from
     then on. Raises ClusterError and ClusterAwayError.
     """
-    if profile.warm is None or not profile.warm.kernels:
-        return None
     late = waiting.comes_too_late(request)
     if late is not None:
         log.info("Kernel %s starts without a waiting one, because its interpreter must begin with %s", kept.kernel_id, late)
@@ -84,6 +84,8 @@ def _reserve(cluster: Cluster, fit: str, namespace: str) -> Object | None:
         and item["metadata"]["annotations"].get(names.FIT) == fit
         and item["metadata"]["namespace"] == namespace
         and (namespace, item["metadata"]["name"]) not in cluster.reserved
+        # whose machine is not about to go, or gone
+        and disruption.find(item, (), datetime.now(timezone.utc), cluster.node_of(item)) is None
     ]
     if not fitting:
         return None
@@ -131,7 +133,8 @@ async def _ours(cluster: Cluster, found: Object, manifest: Object) -> Object | N
 async def _tell(address: str, key: bytes, content: bytes) -> None:
     """Send the message, and see from the answer that the pod itself has read it."""
     message = elastic_claim.seal(key, content)
-    reader, writer = await asyncio.open_connection(address, elastic_claim.PORT)
+    # its machine takes the connection, however busy the pod is
+    reader, writer = await asyncio.wait_for(asyncio.open_connection(address, elastic_claim.PORT), _CONNECT_SECONDS)
     try:
         writer.write(len(message).to_bytes(elastic_claim.LENGTH, "big") + message)
         answer = await reader.readexactly(elastic_claim.RECEIPT)

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from elastic_kernels.profiles import Profile
 
 MOST: Final = 1000
+READ_ONCE: Final = (
+    *("PYTHON", "LD_", "LC_", "LANG", "HOME", "MALLOC_", "GLIBC_", "OPENSSL_", "ZMQ_"),
+    *("PYDEVD_", "DEBUGPY_", "NO_COLOR", "FORCE_COLOR"),
+)
+"""How the names of variables begin that an interpreter, or what a kernel imports, reads once, when it begins."""
 
 
 def _window(value: str) -> str:
@@ -82,6 +87,9 @@ def check(profile: Profile) -> None:
         raise ValueError(
             f"warm.kernels: a pod that waits is the same for everybody, and {own[0]} is not; warm.capacity keeps machines ready for it"
         )
+    for name, value in profile.environment.items():
+        if name.startswith(READ_ONCE) and "$(KERNEL_" in value:
+            raise ValueError(f"warm.kernels: a pod that waits is the same for everybody, and its variable {name} is not")
     if profile.spark is not None:
         raise ValueError("warm.kernels: kernels with Spark are not kept warm; warm.capacity keeps machines ready for them")
     if not any("{launcher}" in argument for argument in profile.command):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from elastic_kernels import names, nodes, pod, quantities, status
+from elastic_kernels import disruption, names, nodes, pod, quantities, status
 from elastic_kernels.profiles import Profile
 from elastic_kernels.warm import capacity, waiting
 
@@ -43,14 +43,14 @@ def wishes(profiles: Iterable[Profile], deployment: str, namespace: str, spot: p
     return found
 
 
-def superfluous(wanted: Sequence[Wish], there: Iterable[Object]) -> list[Object]:
-    """Return the pods that nobody wishes: those that have ended, or are another profile's than there is now, or too many."""
+def superfluous(wanted: Sequence[Wish], there: Iterable[Object], now: datetime) -> list[Object]:
+    """Return the pods that nobody wishes: those that have ended or are lost, are another profile's than there is now, or too many."""
     found: list[Object] = []
     left = {_wished(wish): wish.count for wish in wanted}
     # those that wait already are kept before those that do not, and the oldest before others
     order = sorted(_alive(there, with_ended=True), key=lambda item: (not waiting.is_ready(item), item["metadata"]["creationTimestamp"]))
     for item in order:
-        if status.has_ended(item) or left.get(_of(item), 0) < 1:
+        if status.has_ended(item) or disruption.is_unheard(item, None, now) or left.get(_of(item), 0) < 1:
             found.append(item)
         else:
             left[_of(item)] -= 1
@@ -65,12 +65,13 @@ def missing(wish: Wish, there: Collection[Object]) -> int:
 
 
 def stuck(kernels: Iterable[Object]) -> list[Object]:
-    """Return the kernels' pods for which the scheduler has found no machine."""
+    """Return the kernels' pods for which the scheduler has found no machine, and makes no room on one."""
     return [
         item
         for item in kernels
         if not item["metadata"].get("deletionTimestamp")
         and not item["spec"].get("nodeName")
+        and not (item.get("status") or {}).get("nominatedNodeName")
         and any(
             condition["type"] == "PodScheduled" and condition["status"] == "False"
             for condition in (item.get("status") or {}).get("conditions") or ()

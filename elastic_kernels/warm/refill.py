@@ -30,6 +30,10 @@ _DEFERENCE: Final = 20.0
 _FIRST_PAUSE: Final = 10.0
 _LONGEST_PAUSE: Final = 300.0
 _NODES_SECONDS: Final = 10.0
+# Kernelspecs are read, and the clock is looked at, so often.
+_WISHES_SECONDS: Final = 5.0
+# A scheduler that makes room by itself has done so by then.
+_STUCK_SECONDS: Final = 2.0
 _SEEN_SECONDS: Final = 2.0
 
 
@@ -54,6 +58,8 @@ class Refill:
         self._failures: dict[str, int] = {}
         self._paused: dict[str, float] = {}
         self._nodes: tuple[float, list[Object] | None] = (0.0, None)
+        self._wishes: tuple[float, list[Wish]] = (-_WISHES_SECONDS, [])
+        self._stuck_since: dict[str, float] = {}
 
     async def run(self) -> None:
         """Look, again and again, until cancelled."""
@@ -70,21 +76,19 @@ class Refill:
 
     async def look(self) -> None:
         """Do what is to be done now. Raises ClusterError and ClusterAwayError."""
-        cluster = self._cluster
-        profiles = list(await asyncio.to_thread(self._profiles))
+        cluster, now = self._cluster, asyncio.get_running_loop().time()
+        wanted = await self._wanted(now)
         if not (cluster.waiting.is_fresh and cluster.warm_secrets.is_fresh and cluster.pods.is_fresh):
             return
-        wanted = plan.wishes(profiles, cluster.deployment, self._namespace, self._spot, self._clock())
-        self._count()
-        for item in plan.superfluous(wanted, cluster.waiting.objects()):
+        self._count(wanted)
+        for item in plan.superfluous(wanted, cluster.waiting.objects(), self._clock()):
             self._note_failure(item)
             await self._delete(item)
-        stuck = plan.stuck(cluster.pods.objects())
+        stuck = self._stuck(now) if wanted or len(cluster.waiting) else []
         known = await self._all_nodes() if stuck else None
         if stuck and (victim := self._victim(stuck, known)) is not None:
             log.info("The pod %s, which waits, makes room for a kernel", victim["metadata"]["name"])
             await self._delete(victim)
-        now = asyncio.get_running_loop().time()
         for wish in wanted:
             count = plan.missing(wish, cluster.waiting.objects())
             if not count or self._paused.get(wish.profile.name, 0.0) > now:
@@ -95,6 +99,20 @@ class Refill:
                 return
             for _ in range(count):
                 await self._make(wish)
+
+    async def _wanted(self, now: float) -> list[Wish]:
+        since, wanted = self._wishes
+        if now - since >= _WISHES_SECONDS:
+            profiles = list(await asyncio.to_thread(self._profiles))
+            wanted = plan.wishes(profiles, self._cluster.deployment, self._namespace, self._spot, self._clock())
+            self._wishes = (now, wanted)
+        return wanted
+
+    def _stuck(self, now: float) -> list[Object]:
+        """Return the kernels' pods that have found no machine for a while."""
+        found = {item["metadata"]["uid"]: item for item in plan.stuck(self._cluster.pods.objects())}
+        self._stuck_since = {uid: self._stuck_since.get(uid, now) for uid in found}
+        return [item for uid, item in found.items() if now - self._stuck_since[uid] >= _STUCK_SECONDS]
 
     def _defers(self, now: float) -> bool:
         """Tell whether kernels are being started, to which machines are left for a while."""
@@ -189,7 +207,12 @@ class Refill:
             self._nodes = (now, known)
         return known
 
-    def _count(self) -> None:
+    def _count(self, wanted: list[Wish]) -> None:
+        """Say how many wait; where one does, what failed before is over."""
+        for name in {wish.profile.name for wish in wanted} & self._failures.keys():
+            there = (item for item in self._cluster.waiting.objects() if item["metadata"]["annotations"].get(names.KERNEL_NAME) == name)
+            if any(map(waiting.is_ready, there)) and self._paused.get(name, 0.0) < asyncio.get_running_loop().time():
+                del self._failures[name]
         gauge = metrics().waiting
         gauge.clear()
         for item in self._cluster.waiting.objects():

@@ -20,6 +20,7 @@ from elastic_kernels import record as records
 from elastic_kernels.profiles import Profile
 from elastic_kernels.record import Record
 from elastic_kernels.request import KernelRequest
+from elastic_kernels.warm.part import READ_ONCE
 from elastic_kernels.warm.shared import elastic_claim
 
 KERNEL: Final = "kernel"
@@ -28,8 +29,6 @@ CLAIM_FILE: Final = "claim.json"
 _VOLUME: Final = "record"
 # A container that is not there by then has failed: images are pulled before that begins.
 _START_SECONDS: Final = 120
-# What an interpreter, or what it has imported, reads once: who brings one of these needs a new one.
-_READ_ONCE: Final = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "GLIBC_", "PYDEVD_", "DEBUGPY_", "ZMQ_", "HOME", "NO_COLOR", "FORCE_COLOR")
 
 
 def secret_name(deployment: str, profile: str, number: int) -> str:
@@ -96,6 +95,8 @@ def build_waiting(profile: Profile, deployment: str, secret: Mapping[str, Any], 
             },
             "annotations": {
                 **_without(built["annotations"], (*records.annotations_of(nobody), names.LAUNCH, names.PORTS, names.START)),
+                # nobody's work is lost with it
+                names.SAFE_TO_EVICT: "true",
                 names.KERNEL_NAME: profile.name,
                 names.FIT: fit(profile, manifest),
             },
@@ -132,15 +133,14 @@ def fit(profile: Profile, manifest: Mapping[str, Any]) -> str:
 
 def comes_too_late(request: KernelRequest) -> str | None:
     """Return the name of a variable of the client's that a running interpreter would not look at any more, or None."""
-    return next((name for name in request.environment if name.startswith(_READ_ONCE)), None)
+    return next((name for name in request.environment if name.startswith(READ_ONCE)), None)
 
 
 def is_ready(waiting: Mapping[str, Any]) -> bool:
     """Tell whether a pod is there to be claimed."""
     state = waiting.get("status") or {}
-    started = [each.get("started") for each in state.get("containerStatuses") or () if each["name"] == pod.CONTAINER]
     is_going = bool(waiting["metadata"].get("deletionTimestamp"))
-    return not is_going and state.get("phase") == "Running" and bool(state.get("podIP")) and started == [True]
+    return not is_going and bool(state.get("podIP")) and _has_started(state)
 
 
 def claim(manifest: Mapping[str, Any], now: str) -> dict[str, Any]:
@@ -162,6 +162,12 @@ def message(kept: Record, manifest: Mapping[str, Any]) -> bytes:
     (container,) = (each for each in manifest["spec"]["containers"] if each["name"] == pod.CONTAINER)
     environment = [(item["name"], None if "valueFrom" in item else item.get("value", "")) for item in container.get("env") or ()]
     return json.dumps({"connection": records.connection(kept, 0, "0.0.0.0"), "environment": environment}).encode()
+
+
+def _has_started(state: Mapping[str, Any]) -> bool:
+    containers = state.get("containerStatuses") or ()
+    is_ready = any(each["type"] == "Ready" and each["status"] == "True" for each in state.get("conditions") or ())
+    return is_ready and bool(containers) and all(each.get("started") for each in containers)
 
 
 def _nobody(profile: Profile, deployment: str, namespace: str) -> Record:
