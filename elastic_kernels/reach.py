@@ -14,6 +14,7 @@ from typing import Any, Final
 from elastic_kernels import names, record, status
 from elastic_kernels.cluster import Cluster, Object
 from elastic_kernels.record import Record
+from elastic_kernels.warm.shared import elastic_claim
 
 _FIRST_PAUSE: Final = 0.01
 _LONGEST_PAUSE: Final = 0.25
@@ -42,6 +43,9 @@ async def again(cluster: Cluster, kept: Record, pod: Object, calls_back: bool) -
     """
     address = pod["status"].get("podIP")
     if not address:
+        return None
+    if (pod["metadata"].get("annotations") or {}).get(names.CLAIMED) and await _accepts(address, elastic_claim.PORT):
+        # it waits to be told whose it is, and may never be: see warm.sweep
         return None
     if not calls_back:
         return await ports_answer(kept, ports_of(pod), address)

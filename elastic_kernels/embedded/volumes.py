@@ -2,7 +2,7 @@
 
 Each mount path becomes a directory below the pod's own root, and every text of the pod that begins with a mount path (in the
 command, in variables, as working directory) is written anew with that directory. What lies outside of the mounts is the
-machine's own file system.
+machine's own file system. What a kernel that waited is told later is not written anew.
 
 A file in a mounted Secret that says where to listen (JSON with ``ip``, ``key`` and a port) and says "on all interfaces" gets the pod's
 own address instead: local processes share the machine's interfaces, and all kernels listen on the same ports.

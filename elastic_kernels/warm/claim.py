@@ -107,8 +107,8 @@ async def _claim(
     secret = await cluster.client.get("secrets", metadata["namespace"], metadata["ownerReferences"][0]["name"])
     if secret is None:
         return None
-    taken = await change(cluster.client.change("pods", found, waiting.claim(manifest, timestamp())))
-    if taken is None and (taken := await _ours(cluster, found, manifest)) is None:
+    taken = await _change(cluster, found, manifest, change)
+    if taken is None:
         log.info("Kernel %s: the pod %s is somebody else's by now", kept.kernel_id, metadata["name"])
         return None
     claimed(taken)
@@ -122,12 +122,24 @@ async def _claim(
     return taken
 
 
-async def _ours(cluster: Cluster, found: Object, manifest: Object) -> Object | None:
-    """Return the pod if it was this claim that changed it, although no answer said so."""
-    metadata = found["metadata"]
-    now = await cluster.client.get("pods", metadata["namespace"], metadata["name"])
-    same = now is not None and now["metadata"].get("ownerReferences") == manifest["metadata"]["ownerReferences"]
-    return now if same else None
+async def _change(cluster: Cluster, found: Object, manifest: Object, change: Carry) -> Object | None:
+    """Make a pod that waits the one of ``manifest``; None if it does not wait any more."""
+    metadata, seen = found["metadata"], found
+    for _ in range(_ATTEMPTS):
+        taken = await change(cluster.client.change("pods", seen, waiting.claim(manifest, timestamp())))
+        if taken is not None:
+            return taken
+        now = await cluster.client.get("pods", metadata["namespace"], metadata["name"])
+        if now is None or now["metadata"]["uid"] != metadata["uid"]:
+            return None
+        if now["metadata"].get("ownerReferences") == manifest["metadata"]["ownerReferences"]:
+            # it was this very change, of which no answer said so
+            return now
+        if names.WARM not in (now["metadata"].get("labels") or {}) or not waiting.is_ready(now):
+            return None
+        # its kubelet has said something of it, which the watch has not brought yet
+        seen = now
+    return None
 
 
 async def _tell(address: str, key: bytes, content: bytes) -> None:

@@ -138,9 +138,10 @@ async def test_it_is_told_all_that_it_would_have_begun_with_and_nothing_else(bac
             == f"{hostile['KERNEL_USERNAME']} in {backend.namespace} at $(NOBODY) $(KERNEL_ID)"
         )
         if backend.embedded is not None:
-            # each pod's own files are in a folder of its own
-            assert told[0].pop("KERNEL_WORKING_DIR").endswith("/data")
-            assert begun[0].pop("KERNEL_WORKING_DIR").endswith("/data")
+            # there a mount is a folder of this machine, whose name a pod learns at its beginning, and not later
+            assert (told[0].pop("KERNEL_WORKING_DIR"), told[1]) == ("/data", "home")
+            assert (begun[0].pop("KERNEL_WORKING_DIR").endswith("/data"), begun[1]) == (True, "data")
+            told[1] = begun[1]
         assert told == begun
         assert (told[0]["WISH_A"], told[0]["WISH_B"], told[4]) == (hostile["WISH_A"], "the client's", "EST")
         # what an interpreter must begin with it begins with, in a pod of its own
