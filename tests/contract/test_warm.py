@@ -146,8 +146,8 @@ async def test_it_is_told_all_that_it_would_have_begun_with_and_nothing_else(bac
         assert (told[0]["WISH_A"], told[0]["WISH_B"], told[4]) == (hostile["WISH_A"], "the client's", "EST")
         # what an interpreter must begin with it begins with, in a pod of its own
         await ready(backend, 1)
-        kernel = await running.start("small", PYTHONPATH="/data/own")
-        assert await running.run(kernel, "import sys; print('/data/own' in sys.path)") == "True\n"
+        kernel = await running.start("small", PYTHONPATH="/elsewhere/own")
+        assert await running.run(kernel, "import sys; print('/elsewhere/own' in sys.path)") == "True\n"
         assert len(await ready(backend, 1)) == 1
 
 
