@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import datetime, timezone
 from pathlib import Path
 
+import elastic_claim
 import pytest
+import yaml
 from enterprise_gateway.enterprisegatewayapp import EnterpriseGatewayApp
 from traitlets.config import Config
 
@@ -51,6 +54,20 @@ def test_the_homes() -> None:
     assert profile.home is not None
     assert [volume.mount_path for volume in profile.volumes] == ["/shared", "/data", "/teams/{group}", "/archive"]
     assert profile.package_folder == "/home/jovyan/.elastic-kernels/packages"
+
+
+def test_what_is_kept_warm() -> None:
+    profiles = profilefile.loads(block("yaml", "python-warm"), "README.md")
+    warm, home = (profile.warm for profile in profiles.values())
+    assert warm is not None
+    assert home is not None
+    assert (warm.kernels, home.capacity) == (5, 2)
+    # Monday, 08:30 in Berlin
+    assert warm.is_wanted(datetime(2026, 11, 23, 7, 30, tzinfo=timezone.utc))
+    assert not home.is_wanted(datetime(2026, 11, 28, 10, 30, tzinfo=timezone.utc))
+    (priority,) = yaml.safe_load_all((ROOT / "docker" / "gateway" / "capacity.yaml").read_text())
+    assert priority["metadata"]["name"] == home.capacity_priority_class
+    assert str(elastic_claim.PORT) in README
 
 
 def test_the_images() -> None:
