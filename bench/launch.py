@@ -1,9 +1,9 @@
 """One launch, 5 and 20 at once, to the first output: this project, stock Enterprise Gateway, and the floor, in one run.
 
-    KUBECONFIG=… python -m bench.launch [--counts 1 5 20] [--rounds 3] [--no-stock]
+    KUBECONFIG=… python -m bench.launch [--counts 1 5 20] [--rounds 3] [--no-stock] [--no-warm]
 
 All on the same cluster, with the same image for this project and the floor; stock Enterprise Gateway needs its own launcher in
-the image. Prints ratios of medians to the floor, which is what a machine of another speed has in common with this one, and
+the image. A second gateway of this project has as many kernels waiting as are started at once. Prints ratios of medians to the floor, which is what a machine of another speed has in common with this one, and
 writes bench/results/launch.json.
 """
 
@@ -17,14 +17,16 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from bench import figures, floor, stock
+from elastic_kernels import names
 from elastic_kernels.cluster import Client
+from elastic_kernels.warm.waiting import is_ready
 from tests.conftest import profile
-from tests.gateway import Gateway, running_gateway, until, write_kernelspecs
+from tests.gateway import PLUGGED_IN, Gateway, running_gateway, until, write_kernelspecs
 
 Measure = Callable[[int], Awaitable[list[float]]]
 
@@ -56,13 +58,23 @@ async def ours(directory: Path, kubeconfig: str, namespace: str) -> AsyncIterato
 
 
 @asynccontextmanager
+async def warm(directory: Path, kubeconfig: str, namespace: str, most: int) -> AsyncIterator[Measure]:
+    """Yield what measures this project where ``most`` kernels wait, in a deployment of its own."""
+    own = profile("elastic", cpu={"request": "10m"}, memory={"request": "64Mi"}, warm={"kernels": most})
+    write_kernelspecs(directory, {"elastic": own})
+    environment = {"KUBECONFIG": kubeconfig, "ELASTIC_KERNELS_NAMESPACE": namespace, "ELASTIC_KERNELS_DEPLOYMENT": "warm"}
+    async with running_gateway(directory, environment, configuration=PLUGGED_IN) as gateway:
+        yield lambda count: first_outputs(gateway, "elastic", count)
+
+
+@asynccontextmanager
 async def theirs(directory: Path, kubeconfig: str, namespace: str) -> AsyncIterator[Measure]:
     """Yield what measures stock Enterprise Gateway."""
     async with stock.on_kubernetes(directory, kubeconfig, namespace) as gateway:
         yield lambda count: first_outputs(gateway, stock.NAME, count)
 
 
-async def run(counts: list[int], rounds: int, with_stock: bool) -> dict[str, dict[int, list[float]]]:
+async def run(counts: list[int], rounds: int, with_stock: bool, with_warm: bool) -> dict[str, dict[int, list[float]]]:
     """Measure all contestants in turn, so that what else the machine does befalls each of them; in a namespace of their own."""
     kubeconfig = os.environ["KUBECONFIG"]
     api = await Client.connect(kubeconfig=kubeconfig)
@@ -72,7 +84,13 @@ async def run(counts: list[int], rounds: int, with_stock: bool) -> dict[str, dic
         await api.create("namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "namespace": ""}})
         stack.push_async_callback(api.delete, "namespaces", "", namespace)
         contestants: dict[str, Measure] = {"floor": lambda count: floor.measure(count, namespace, floor.IMAGE)}
-        for name, contestant in {"ours": ours, **({"stock": theirs} if with_stock else {})}.items():
+        waiting = max(counts) if with_warm else 0
+
+        def ours_warm(*arguments: Any) -> AbstractAsyncContextManager[Measure]:
+            return warm(*arguments, most=waiting)
+
+        others = {**({"warm": ours_warm} if with_warm else {}), **({"stock": theirs} if with_stock else {})}
+        for name, contestant in {"ours": ours, **others}.items():
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             contestants[name] = await stack.enter_async_context(contestant(directory, kubeconfig, namespace))
             await contestants[name](1)  # the first launch of a process pays for connections and imports
@@ -80,14 +98,16 @@ async def run(counts: list[int], rounds: int, with_stock: bool) -> dict[str, dic
         for count in counts:
             for _ in range(rounds):
                 for name, measure in contestants.items():
-                    await until(lambda: _quiet(api, namespace), "the pods of the round before to go", seconds=120)
+                    await until(lambda: _quiet(api, namespace, waiting), "the pods of the round before to go", seconds=300)
                     results[name][count] += await measure(count)
                     print(f"{count:3} at once, {name}: {figures.spread(results[name][count])} s", flush=True)
         return results
 
 
-async def _quiet(api: Client, namespace: str) -> bool:
-    return not (await api.list("pods", namespace))["items"]
+async def _quiet(api: Client, namespace: str, waiting: int) -> bool:
+    """Tell whether no kernel is left, and as many wait as are to."""
+    pods = (await api.list("pods", namespace))["items"]
+    return len(pods) == waiting and all(names.WARM in (pod["metadata"].get("labels") or {}) and is_ready(pod) for pod in pods)
 
 
 def table(results: dict[str, dict[int, list[float]]]) -> str:
@@ -106,8 +126,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 5, 20])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-stock", action="store_true")
+    parser.add_argument("--no-warm", action="store_true")
     given = parser.parse_args(arguments)
-    results: dict[str, Any] = asyncio.run(run(given.counts, given.rounds, not given.no_stock))
+    results: dict[str, Any] = asyncio.run(run(given.counts, given.rounds, not given.no_stock, not given.no_warm))
     print(table(results))
     figures.save("launch", results)
 
