@@ -3,8 +3,8 @@
     KUBECONFIG=… python -m bench.launch [--counts 1 5 20] [--rounds 3] [--no-stock] [--no-warm]
 
 All on the same cluster, with the same image for this project and the floor; stock Enterprise Gateway needs its own launcher in
-the image. A second gateway of this project has as many kernels waiting as are started at once. Prints ratios of medians to the floor, which is what a machine of another speed has in common with this one, and
-writes bench/results/launch.json.
+the image. A second gateway of this project has as many kernels waiting as are started at once. Prints ratios of medians to the
+floor, which is what a machine of another speed has in common with this one, and writes bench/results/launch.json.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ async def ours(directory: Path, kubeconfig: str, namespace: str) -> AsyncIterato
 
 
 @asynccontextmanager
-async def warm(directory: Path, kubeconfig: str, namespace: str, most: int) -> AsyncIterator[Measure]:
+async def warm(most: int, directory: Path, kubeconfig: str, namespace: str) -> AsyncIterator[Measure]:
     """Yield what measures this project where ``most`` kernels wait, in a deployment of its own."""
     own = profile("elastic", cpu={"request": "10m"}, memory={"request": "64Mi"}, warm={"kernels": most})
     write_kernelspecs(directory, {"elastic": own})
@@ -87,7 +87,7 @@ async def run(counts: list[int], rounds: int, with_stock: bool, with_warm: bool)
         waiting = max(counts) if with_warm else 0
 
         def ours_warm(*arguments: Any) -> AbstractAsyncContextManager[Measure]:
-            return warm(*arguments, most=waiting)
+            return warm(waiting, *arguments)
 
         others = {**({"warm": ours_warm} if with_warm else {}), **({"stock": theirs} if with_stock else {})}
         for name, contestant in {"ours": ours, **others}.items():

@@ -202,7 +202,7 @@ async def test_what_waits_follows_the_profile_and_the_clock(backend: Backend, tm
         (new,) = await waiting(backend)
         kernel = await running.start("small")
         assert await running.run(kernel, "import os; print(os.environ['VERSION'])") == "2\n"
-        assert [item["metadata"]["uid"] for item in await backend.pods(kernel)] == [new["metadata"]["uid"]]
+        assert [item["metadata"]["uid"] for item in await backend.pods(kernel)] == [new["metadata"]["uid"]], running.log[-3000:]
         # at another time of the week nothing waits, and nothing is left
         day = (datetime.now(timezone.utc) + timedelta(days=3)).strftime("%a")
         write_kernelspecs(tmp_path, {"small": warm(warm={"kernels": 2, "when": f"{day} 00:00-24:00"})})
