@@ -45,7 +45,7 @@ async def again(cluster: Cluster, kept: Record, pod: Object, calls_back: bool) -
     if not address:
         return None
     if (pod["metadata"].get("annotations") or {}).get(names.CLAIMED) and await _accepts(address, elastic_claim.PORT):
-        # it waits to be told whose it is, and may never be: see warm.sweep
+        # it waits to be told whose it is, and may never be: see cluster.leftovers
         return None
     if not calls_back:
         return await ports_answer(kept, ports_of(pod), address)

@@ -1,7 +1,8 @@
 """The Kubernetes API, as the rest of the gateway sees it. Nothing outside this package talks to it.
 
 ``client`` makes requests, ``informer`` keeps a copy of what is watched, ``reaper`` ends pods, ``sweeper`` finds what nobody will
-end, ``executors`` ends those of Spark; a ``Cluster`` holds what one gateway process has of them.
+end, ``leftovers`` what waited for users and will not be used, ``executors`` ends those of Spark; a ``Cluster`` holds what one
+gateway process has of them.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from elastic_kernels.cluster.announcements import Announcements
 from elastic_kernels.cluster.client import Client, Object
 from elastic_kernels.cluster.executors import Executors
 from elastic_kernels.cluster.informer import Informer, Key
+from elastic_kernels.cluster.leftovers import Leftovers
 from elastic_kernels.cluster.reaper import Ending, Reaper, RecordRef
 from elastic_kernels.cluster.sweeper import Sweeper
 from elastic_kernels.errors import ClusterAwayError, ClusterError
 from elastic_kernels.settings import ElasticKernels, default_namespace
 from elastic_kernels.starts import Starts
-from elastic_kernels.warm.sweep import WarmSweeper
 
 __all__ = ["Client", "Cluster", "Ending", "Informer", "Key", "Object", "Reaper", "RecordRef", "shared"]
 
@@ -91,7 +92,7 @@ class Cluster:
         loop = asyncio.get_running_loop()
         sweeper = Sweeper(cluster.pods, cluster.records, cluster.reaper, cluster.starts.is_under_way)
         superfluous = Executors(client, cluster.pods, cluster.executors, cluster.reaper.is_ending)
-        left = WarmSweeper(
+        left = Leftovers(
             client, cluster.pods, cluster.records, cluster.waiting, cluster.warm_secrets, cluster.reaper, cluster.starts.is_under_way
         )
         cluster._tasks = [

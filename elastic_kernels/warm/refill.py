@@ -16,6 +16,7 @@ from typing import Final
 
 from elastic_kernels import names, pod, status
 from elastic_kernels.cluster import Cluster, Object
+from elastic_kernels.cluster.leftovers import secret_of
 from elastic_kernels.errors import ClusterAwayError, ClusterError
 from elastic_kernels.metrics import metrics
 from elastic_kernels.profiles import Profile
@@ -142,9 +143,14 @@ class Refill:
                 own_name = {**wish.manifest["metadata"], "name": capacity.name(deployment, name, number)}
                 created = await cluster.client.create("pods", {**wish.manifest, "metadata": own_name})
             else:
-                number = _free(
-                    lambda number: cluster.warm_secrets.get((namespace, waiting.secret_name(deployment, name, number))) is not None
-                )
+                # a kubelet that knows a Secret which does not change takes another of its name for it, for as long as a pod has it
+                taken = {secret_of(item) for item in (*cluster.waiting.objects(), *cluster.pods.objects())}
+
+                def is_taken(number: int) -> bool:
+                    key = (namespace, waiting.secret_name(deployment, name, number))
+                    return key in taken or cluster.warm_secrets.get(key) is not None
+
+                number = _free(is_taken)
                 body = waiting.to_secret(wish.profile, deployment, namespace, number, secrets.token_hex(32))
                 secret = await cluster.client.create("secrets", body)
                 created = await cluster.client.create("pods", waiting.build_waiting(wish.profile, deployment, secret, self._spot))

@@ -16,13 +16,13 @@ import pytest
 from elastic_kernels import names, pod
 from elastic_kernels import record as records
 from elastic_kernels.cluster import Object
+from elastic_kernels.cluster.leftovers import ORPHANED_AFTER
 from elastic_kernels.profiles import Profile
 from elastic_kernels.record import Record
 from elastic_kernels.request import parse_request
 from elastic_kernels.starts import timestamp
 from elastic_kernels.warm import waiting as warmth
 from elastic_kernels.warm.shared import elastic_claim
-from elastic_kernels.warm.sweep import ORPHANED_AFTER
 from elastic_kernels.warm.waiting import is_ready
 from tests.conftest import Backend, profile, shut_down_all
 from tests.gateway import PLUGGED_IN, Gateway, running_gateway, until, write_kernelspecs

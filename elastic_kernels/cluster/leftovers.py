@@ -28,7 +28,7 @@ _INTERVAL: Final = 2.0
 _CONNECT_SECONDS: Final = 2.0
 
 
-class WarmSweeper:
+class Leftovers:
     """Belongs to one event loop."""
 
     def __init__(
@@ -66,7 +66,7 @@ class WarmSweeper:
             return
         claimed = [item for item in self._pods.objects() if (item["metadata"].get("annotations") or {}).get(names.CLAIMED)]
         suspects = {item["metadata"]["uid"]: item for item in claimed if self._is_suspect(item)}
-        used = {_secret_of(item) for item in (*claimed, *self._waiting.objects())}
+        used = {secret_of(item) for item in (*claimed, *self._waiting.objects())}
         alone = {item["metadata"]["uid"]: item for item in self._secrets.objects() if _key(item) not in used}
         self._told &= {item["metadata"]["uid"] for item in claimed}
         self._since = {uid: self._since.get(uid, now) for uid in (*suspects, *alone)}
@@ -100,12 +100,10 @@ class WarmSweeper:
         self._reaper.end(metadata["namespace"], metadata["name"], grace=0, record=ref)
 
 
-def _secret_of(item: Object) -> tuple[str, str]:
-    """Return the namespace and name of the Secret that a pod began with."""
-    secrets = [
-        volume["secret"]["secretName"] for volume in item["spec"].get("volumes") or () if volume["name"] == "record" and "secret" in volume
-    ]
-    return item["metadata"]["namespace"], secrets[0] if secrets else ""
+def secret_of(item: Object) -> tuple[str, str]:
+    """Return the namespace and name of the Secret that a pod began with, whether it waits, was claimed, or never waited."""
+    mounted = [volume["secret"]["secretName"] for volume in item["spec"].get("volumes") or () if volume["name"] == "record"]
+    return item["metadata"]["namespace"], mounted[0] if mounted else ""
 
 
 def _key(item: Object) -> tuple[str, str]:
