@@ -2,7 +2,9 @@
 
 It is the slot that its kernel takes of its user's limit: its name can exist once only (see ``slots``).
 It holds the connection files and the launchers that the pod sees, and ``record.json``: what another gateway process needs to
-take the kernel over. It is immutable, so that no kubelet watches it, and it owns the pod.
+take the kernel over. It is never changed, and owns the pod. It does not say so to
+the API server (``immutable``): a kubelet would go on giving it to the pods of the next record that has its name, for as long as the
+pod of this one ends.
 
 The ports are constants, because a pod has an address of its own. There are two sets of them, and each start of a kernel takes
 the other one: Jupyter Server tells by its ports alone that a restarted kernel must be connected to anew.
@@ -132,7 +134,6 @@ def to_secret(record: Record) -> dict[str, Any]:
             },
         },
         "type": "elastic-kernels/record",
-        "immutable": True,
         "data": {name: base64.b64encode(text.encode()).decode() for name, text in files.items()},
     }
 

@@ -246,3 +246,14 @@ async def test_a_launch_under_way_outlasts_the_sigterm(backend: Backend, tmp_pat
     async with gateway(backend, tmp_path / "second") as second:
         assert kernel in await listed(second)
         assert await run(second, kernel, "6 * 7") == "42"
+
+
+async def test_a_slot_that_is_taken_again_at_once_is_another_kernels(backend: Backend, tmp_path: Path) -> None:
+    async with gateway(backend, tmp_path, ELASTIC_KERNELS_MAX_KERNELS_PER_CLASS="small=1") as running:
+        former = await start(running)
+        # its pod has its record for longer than the record has its name
+        assert await run(running, former, "import atexit, time; _ = atexit.register(time.sleep, 6); print(1)") == "1\n"
+        assert (await running.request("DELETE", f"/api/kernels/{former}", headers=ANA))[0] == 204
+        kernel = await start(running)
+        assert await backend.pods(former)
+        assert await run(running, kernel, "print(2)") == "2\n"
