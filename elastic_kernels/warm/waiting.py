@@ -166,8 +166,10 @@ def message(kept: Record, manifest: Mapping[str, Any]) -> bytes:
 
 def _has_started(state: Mapping[str, Any]) -> bool:
     containers = state.get("containerStatuses") or ()
+    # a kubelet may say late that what has started is ready; only if it has said so, its machine may since be lost
     is_ready = any(each["type"] == "Ready" and each["status"] == "True" for each in state.get("conditions") or ())
-    return is_ready and bool(containers) and all(each.get("started") for each in containers)
+    is_lost = not is_ready and any(each.get("ready") for each in containers)
+    return state.get("phase") == "Running" and bool(containers) and all(each.get("started") for each in containers) and not is_lost
 
 
 def _nobody(profile: Profile, deployment: str, namespace: str) -> Record:
