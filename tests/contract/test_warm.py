@@ -63,10 +63,9 @@ async def gateway(backend: Backend, directory: Path, *profiles: Profile, **setti
 async def nothing_left(backend: Backend) -> AsyncIterator[None]:
     yield
     await shut_down_all(backend.environment)
+    # no gateway is left that would make what waits anew
     await until(backend.is_empty, "the last kernel's pod and record to go")
-    for resource in ("pods", "secrets"):
-        for item in (await backend.api.list(resource, backend.namespace, labelSelector=names.WARM))["items"]:
-            await backend.api.delete(resource, backend.namespace, item["metadata"]["name"])
+    await until(lambda: _none(backend, 0), "all that waits to go")
 
 
 async def test_a_start_takes_a_pod_that_waits_and_another_takes_its_place(backend: Backend, tmp_path: Path) -> None:
