@@ -19,6 +19,8 @@ class Scheduler:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._used: dict[str, Amounts] = {}
+        self._counted: set[str] = set()
+        """The uids of the pods whose requests are in it."""
         self._waiting: dict[tuple[str, str], None] = {}
         store.listeners["pods"].append(self._pod_changed)
         store.listeners["nodes"].append(lambda _: self._try_again())
@@ -29,9 +31,8 @@ class Scheduler:
         key = (pod["metadata"]["namespace"], pod["metadata"]["name"])
         ended = kind == "DELETED" or is_over(pod)
         was_counted = before is not None and bool(before["spec"].get("nodeName")) and not is_over(before)
-        counted = bool(pod["spec"].get("nodeName")) and not ended
-        if counted != was_counted:
-            self._count(pod, 1 if counted else -1)
+        if pod["spec"].get("nodeName"):
+            self._count(pod, not ended)
         if ended:
             self._waiting.pop(key, None)
             if was_counted:
@@ -40,7 +41,13 @@ class Scheduler:
             self._waiting[key] = None
             self._schedule(key)
 
-    def _count(self, pod: Object, sign: int) -> None:
+    def _count(self, pod: Object, counts: bool) -> None:
+        """Have a pod that has a node counted there, or not any more."""
+        uid = pod["metadata"]["uid"]
+        if counts == (uid in self._counted):
+            return
+        self._counted ^= {uid}
+        sign = 1 if counts else -1
         used = self._used.setdefault(pod["spec"]["nodeName"], {})
         for name, amount in requests(pod).items():
             used[name] = used.get(name, Decimal(0)) + sign * amount
@@ -73,7 +80,8 @@ class Scheduler:
         name = node["metadata"]["name"]
         record_event(self._store, pod, "Normal", "Scheduled", f"Successfully assigned {'/'.join(key)} to {name}", "default-scheduler")
         condition = {"type": "PodScheduled", "status": "True", "lastTransitionTime": now()}
-        # counted at once, so that the next pod finds the room taken
+        # counted at once, so that the next pod finds the room taken: the change may be told later
+        self._count({**pod, "spec": {**pod["spec"], "nodeName": name}}, True)
         self._store.patch("pods", *key, {"spec": {"nodeName": name}, "status": {"conditions": [condition]}})
 
     def _obstacles(self, pod: Object, node: Object) -> list[str]:
