@@ -13,11 +13,17 @@ from enum import Enum
 from typing import Any, Final
 
 from elastic_kernels import words
+from elastic_kernels.nodes import tolerates
 
 Object = Mapping[str, Any]
 
+ABSENT: Final[Object] = {"metadata": {}, "spec": {}, "status": {}}
+"""Stands for the node of a pod where a complete copy of all nodes has none of its name."""
+
 # A kubelet that is alive has confirmed a pod's end by then.
 _CONFIRMED_AFTER: Final = 20.0
+# A node is there before its pods run; the watch that brings it may be a little later than the one that brings them.
+_KNOWN_AFTER: Final = 5.0
 
 
 class Cause(str, Enum):
@@ -59,12 +65,15 @@ _KUBELET: Final = {
     "Shutdown": Disruption(Cause.RECLAIMED, "its machine was shut down"),
     "Terminated": Disruption(Cause.RECLAIMED, "its machine was shut down"),
 }
+NO_MACHINE: Final = Disruption(Cause.NODE_LOST, "its machine no longer exists")
+"""The node's object is gone, which only its kubelet could bring back."""
+
 # Reasons of the condition DisruptionTarget.
 _TARGET: Final = {
     "PreemptionByScheduler": Disruption(Cause.PREEMPTED, "something of higher priority needs its place"),
     "DeletionByTaintManager": Disruption(Cause.EVICTED, "its machine is closed to it by a taint"),
     "EvictionByEvictionAPI": Disruption(Cause.EVICTED, "its machine is being emptied"),
-    "DeletionByPodGC": Disruption(Cause.NODE_LOST, "its machine no longer exists"),
+    "DeletionByPodGC": NO_MACHINE,
     "TerminationByKubelet": Disruption(Cause.EVICTED, "its machine ended it"),
 }
 # Taints that say that a machine is about to go, as the termination handlers of clouds and autoscalers set them.
@@ -88,7 +97,7 @@ _UNREACHABLE: Final = "node.kubernetes.io/unreachable"
 def find(pod: Object, events: Iterable[Object], now: datetime, node: Object | None) -> Disruption | None:
     """Return what happens, or has happened, to a pod through no fault of its own, or None if nothing has.
 
-    ``events`` are the pod's, in order; ``node`` is the one it runs on, where that is known.
+    ``events`` are the pod's, in order; ``node`` is the one it runs on, where that is known, or ``ABSENT``.
     """
     status = pod.get("status") or {}
     reason, message = status.get("reason", ""), status.get("message", "")
@@ -96,7 +105,7 @@ def find(pod: Object, events: Iterable[Object], now: datetime, node: Object | No
         return Disruption(Cause.EVICTED, words.eviction(message))
     if reason in _KUBELET:
         return _KUBELET[reason]
-    lost = Disruption(Cause.NODE_LOST, "its machine does not answer any more") if is_unheard(pod, node, now) else None
+    lost = _lost(pod, node, now)
     target = condition(status, "DisruptionTarget")
     if target.get("status") == "True":
         known = _TARGET.get(target.get("reason", ""))
@@ -112,7 +121,7 @@ def find(pod: Object, events: Iterable[Object], now: datetime, node: Object | No
             return lost or leaving or _TARGET["DeletionByTaintManager"]
         if kind == "Evicted":
             return lost or leaving or Disruption(Cause.EVICTED, f"it is being evicted: {text}")
-    return lost or leaving
+    return lost or leaving or (_TARGET["DeletionByTaintManager"] if _is_closed(pod, node) else None)
 
 
 def of_node(node: Object) -> dict[str, Any]:
@@ -142,6 +151,24 @@ def is_unheard(pod: Object, node: Object | None, now: datetime) -> bool:
         return True
     deadline = time(pod["metadata"].get("deletionTimestamp"))
     return is_running and deadline is not None and (now - deadline).total_seconds() > _CONFIRMED_AFTER
+
+
+def _lost(pod: Object, node: Object | None, now: datetime) -> Disruption | None:
+    """Return that a pod's machine is lost, if it is."""
+    if node is ABSENT:
+        container: Object = next(iter((pod.get("status") or {}).get("containerStatuses") or ()), {})
+        begun = time(((container.get("state") or {}).get("running") or {}).get("startedAt"))
+        if begun is not None and (now - begun).total_seconds() > _KNOWN_AFTER:
+            return NO_MACHINE
+    return Disruption(Cause.NODE_LOST, "its machine does not answer any more") if is_unheard(pod, node, now) else None
+
+
+def _is_closed(pod: Object, node: Object | None) -> bool:
+    """Tell whether a taint of its node drives a pod away: one that it does not tolerate, or not for long if it is being deleted."""
+    may_be_for_long = not pod["metadata"].get("deletionTimestamp")
+    tolerations = [each for each in pod["spec"].get("tolerations") or () if may_be_for_long or each.get("tolerationSeconds") is None]
+    taints = (node.get("spec") or {}).get("taints") or () if node is not None else ()
+    return any(taint.get("effect") == "NoExecute" and not any(tolerates(each, taint) for each in tolerations) for taint in taints)
 
 
 def _leaving(node: Object | None) -> Disruption | None:

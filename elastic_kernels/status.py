@@ -201,7 +201,8 @@ def _terminating(pod: Object, disrupted: Disruption | None) -> Status:
 def _running(since: str, disrupted: Disruption | None, answers: bool) -> Status:
     if disrupted is not None:
         if disrupted.cause is Cause.NODE_LOST:
-            return Status(Phase.UNREACHABLE, f"{disrupted.words}; it may come back", cause=disrupted.cause)
+            hope = "" if disrupted is disruption.NO_MACHINE else "; it may come back"
+            return Status(Phase.UNREACHABLE, f"{disrupted.words}{hope}", cause=disrupted.cause)
         return Status(Phase.ENDING_SOON, f"{SOON}{disrupted.words}", cause=disrupted.cause)
     if answers:
         return Status(Phase.READY, "it is ready", since=since)

@@ -11,9 +11,9 @@ import asyncio
 import contextlib
 import logging
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 from elastic_kernels import disruption, hubnames, names
 from elastic_kernels.cluster import executors
@@ -135,10 +135,14 @@ class Cluster:
         """Return a kernel's pods, as last seen."""
         return self.pods.find(BY_KERNEL, kernel_id)
 
-    def node_of(self, pod: Object | None) -> Object | None:
-        """Return the node that a pod is on, as far as it is watched."""
+    def node_of(self, pod: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+        """Return the node that a pod is on, as far as it is watched; ``disruption.ABSENT`` if there is none of its name."""
         name = pod["spec"].get("nodeName") if pod is not None else None
-        return self.nodes.get(("", name)) if self.nodes is not None and name else None
+        if self.nodes is None or not name:
+            return None
+        found = self.nodes.get(("", name))
+        # a copy that is not kept up may merely not have it
+        return disruption.ABSENT if found is None and self.nodes.is_fresh else found
 
     async def close(self, seconds: float = 0.0) -> None:
         """Stop watching and close all connections; running kernels stay as they are.

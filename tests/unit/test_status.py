@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from elastic_kernels.disruption import Cause
+from elastic_kernels.disruption import ABSENT, Cause
 from elastic_kernels.status import Phase, Status, classify, exit_code, refused
 
 NOW = datetime(2026, 1, 1, 0, 10, tzinfo=timezone.utc)
@@ -51,10 +51,10 @@ def target(reason: str) -> dict[str, Any]:
     return condition("DisruptionTarget", "True", reason, "…")
 
 
-def node(*taints: str, **conditions: str) -> dict[str, Any]:
+def node(*taints: str, effect: str = "NoSchedule", **conditions: str) -> dict[str, Any]:
     return {
         "metadata": {"name": "general"},
-        "spec": {"taints": [{"key": key, "effect": "NoSchedule"} for key in taints]},
+        "spec": {"taints": [{"key": key, "effect": effect} for key in taints]},
         "status": {"conditions": [{"type": kind, "status": status} for kind, status in conditions.items()]},
     }
 
@@ -185,6 +185,8 @@ def test_an_end(item: dict[str, Any], phase: Phase, sentence: str, cause: Cause)
         ([], node("karpenter.sh/disrupted"), Phase.ENDING_SOON, "it will be ended soon: the machine is being taken away", Cause.RECLAIMED),
         ([], node(PreemptScheduled="True"), Phase.ENDING_SOON, "it will be ended soon: its machine is being taken away (PreemptScheduled)", Cause.RECLAIMED),
         ([], node(PreemptScheduled="False", Ready="True"), Phase.READY, "it is ready", None),
+        ([], node("x", effect="NoExecute"), Phase.ENDING_SOON, "it will be ended soon: its machine is closed to it by a taint", Cause.EVICTED),
+        ([], ABSENT, Phase.UNREACHABLE, "its machine no longer exists", Cause.NODE_LOST),
     ],
 )  # fmt: skip
 def test_what_is_announced(
@@ -192,6 +194,22 @@ def test_what_is_announced(
 ) -> None:
     status = classify(running(), events, NOW, node=of_node, answers=True)
     assert (status.phase, status.sentence, status.cause, status.hopeless) == (phase, sentence, cause, False)
+
+
+def test_a_taint_that_is_tolerated_for_a_while() -> None:
+    lasts = {"key": "x", "operator": "Exists", "effect": "NoExecute"}
+    closed = node("x", effect="NoExecute")
+    for toleration, when_deleted in ((lasts, Cause.DELETED), ({**lasts, "tolerationSeconds": 300}, Cause.EVICTED)):
+        tolerant = running()
+        tolerant["spec"]["tolerations"] = [toleration]
+        assert classify(tolerant, (), NOW, node=closed, answers=True).phase is Phase.READY
+        assert classify(deleted(tolerant), (), NOW, node=closed, answers=True).cause is when_deleted
+
+
+def test_a_node_may_be_seen_later_than_its_pods() -> None:
+    young = pod("Running", state={"running": {"startedAt": "2026-01-01T00:09:58Z"}})
+    assert classify(young, (), NOW, node=ABSENT, answers=True).phase is Phase.READY
+    assert classify(pod(), (), NOW, node=ABSENT).phase is Phase.PREPARING
 
 
 def test_a_pod_that_is_gone_ended_as_it_was_last_seen_to() -> None:
