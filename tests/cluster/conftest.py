@@ -22,6 +22,7 @@ REACHABLE_SECONDS = 10.0
 NAMESPACE_SECONDS = 120.0
 LOG_LINES = 40
 NAMESPACE = pytest.StashKey[tuple[Path, str]]()
+FIGURES = pytest.StashKey[list[str]]()
 
 
 @asynccontextmanager
@@ -100,6 +101,20 @@ async def eventually(condition: Callable[[], Awaitable[bool]], what: str) -> Non
         if time.monotonic() > end:
             pytest.fail(f"Waited {NAMESPACE_SECONDS:.0f} s in vain for {what}.", pytrace=False)
         await asyncio.sleep(0.2)
+
+
+@pytest.fixture
+def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Return what is called with a measured figure, in words, to have it among those at the end of the run's report."""
+    return request.config.stash.setdefault(FIGURES, []).append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the figures."""
+    if figures := config.stash.get(FIGURES, []):
+        terminalreporter.section("figures")
+        for line in figures:
+            terminalreporter.write_line(line)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -6,12 +6,11 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
 
 from tests.cluster.conftest import connected
+from tests.cluster.faults import tainted
 from tests.conftest import Backend, gateway_on, profile
 from tests.gateway import PLUGGED_IN, Channels, Gateway, until
 
@@ -112,19 +111,6 @@ async def test_memory(gateway: Gateway) -> None:
     assert (model["execution_state"], model["reason"]) == ("dead", "it used more memory than its limit of 200Mi and was ended")
     assert (await gateway.request("POST", f"/api/kernels/{kernel}/restart", headers=ANA))[0] == 200
     assert (await gateway.request("DELETE", f"/api/kernels/{kernel}", headers=ANA))[0] == 204
-
-
-@asynccontextmanager
-async def tainted(core: Any, key: str, effect: str) -> AsyncIterator[None]:
-    """Taint the node for spot kernels for a while, as termination handlers and administrators do."""
-    node = await core.read_node("spot")
-    taints = [taint.to_dict() for taint in node.spec.taints or ()]
-    kept = [{name: value for name, value in taint.items() if value is not None and name != "time_added"} for taint in taints]
-    await core.patch_node("spot", {"spec": {"taints": [*kept, {"key": key, "value": "x", "effect": effect}]}})
-    try:
-        yield
-    finally:
-        await core.patch_node("spot", {"spec": {"taints": kept}})
 
 
 async def test_a_spot_machine_that_is_about_to_go(backend: Backend, gateway: Gateway) -> None:
