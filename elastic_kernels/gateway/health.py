@@ -6,6 +6,7 @@ are connected.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -69,9 +70,11 @@ class _Known:
 class Health:
     """Of all kernels of one process. Belongs to its event loop."""
 
-    def __init__(self, kernels: ElasticMappingKernelManager, begin: Begin) -> None:
+    def __init__(self, kernels: ElasticMappingKernelManager, begin: Begin, wake: Callable[[], None]) -> None:
+        """``wake`` has what is open be looked at again."""
         self._kernels = kernels
         self._begin = begin
+        self._wake = wake
         self._known: dict[str, _Known] = {}
         self._next_count = 0.0
         self._fresh_since: float | None = None
@@ -168,7 +171,9 @@ class Health:
         """Do with a kernel that has ended what is to be done, once it is sure that nobody else is doing it."""
         assert known.death is not None
         is_connected = self._kernels._kernel_connections.get(kernel_id, 0) > 0
-        if now - known.death.since < (_SETTLED if is_connected else _NOBODYS):
+        left = known.death.since + (_SETTLED if is_connected else _NOBODYS) - now
+        if left > 0:
+            asyncio.get_running_loop().call_later(left, self._wake)
             return
         found = known.death.status
         profile = kernel.process_proxy.profile
@@ -229,8 +234,11 @@ class Health:
         user = self._kernels.user_of(kernel_id)
         pod = "/".join(kernel.process_proxy.key or ()) if kernel.process_proxy is not None else ""
         transition(kernel_id, user.name if user is not None else "", kernel.kernel_name, pod, known.status, now)
+        is_new = known.status is None or known.status.cause is not now.cause
         known.status = now
-        if now.phase in (Phase.ENDING_SOON, Phase.UNREACHABLE):
+        # what drives a pod away at once is not announced before
+        ends = now.phase is Phase.TERMINATING and now.cause is not Cause.DELETED and is_new
+        if now.phase in (Phase.ENDING_SOON, Phase.UNREACHABLE) or ends:
             for websocket in serving.websockets(kernel_id):
                 websocket.notice(f"The kernel: {now.sentence}.")
 

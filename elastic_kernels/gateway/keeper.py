@@ -47,13 +47,13 @@ class Keeper:
         self._cluster: Cluster | None = None
         self._is_running = False
         self._looked = asyncio.Event()
-        self.health = Health(kernels, self._begin)
+        self._wake = asyncio.Event()
+        self.health = Health(kernels, self._begin, self._wake.set)
         self._recorded: set[str] = set()
         """The kernels served here whose record has been in the copy: only then does its absence mean that it is gone."""
         self._attention = Attention()
         self._was_fresh = False
         self._tasks: dict[str, asyncio.Task[Any]] = {}
-        self._wake = asyncio.Event()
         self._waiting: set[asyncio.Event] = set()
         self._ended: dict[str, str | None] = {}
         """What was shut down here and may still be in the copy: kernels' ids, and their records' uids."""
