@@ -129,6 +129,12 @@ class Gateway:
         assert self.process is not None
         self.process.kill()
 
+    async def killed(self) -> None:
+        """End it as a machine does that fails, and wait for its end."""
+        self.kill()
+        assert self.process is not None
+        await asyncio.wait_for(self.process.wait(), SECONDS)
+
     async def terminate(self) -> None:
         """End it as an operator does, and wait for its end."""
         assert self.process is not None

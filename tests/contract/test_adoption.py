@@ -101,6 +101,42 @@ async def test_a_gateway_that_starts_serves_the_kernels_that_there_are(backend: 
         assert await listed(second) == set()
 
 
+@pytest.mark.parametrize("ending", ["SIGTERM", "kill -9", "rolling update"])
+async def test_ten_of_ten_kernels_go_on(backend: Backend, tmp_path: Path, ending: str) -> None:
+    """While a cell runs in each of them: what they know stays, what they print arrives, and nothing is restarted."""
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(gateway(backend, tmp_path / "first"))
+        kernels = list(await asyncio.gather(*(start(first) for _ in range(10))))
+        pods = {item["metadata"]["uid"] for item in await backend.pods()}
+        sessions = {}
+        async with AsyncExitStack() as connections:
+            for number, kernel in enumerate(kernels):
+                channels = await connections.enter_async_context(first.channels(kernel, headers=ANA))
+                await channels.execute(f"x = {number}")
+                await channels.begin(COUNTING)
+                sessions[kernel] = channels.session
+            if ending == "rolling update":
+                second = await stack.enter_async_context(gateway(backend, tmp_path / "second"))
+            await (first.killed() if ending == "kill -9" else first.terminate())
+        if ending != "rolling update":
+            second = await stack.enter_async_context(gateway(backend, tmp_path / "second"))
+
+        async def goes_on(kernel: str) -> bool:
+            async with second.channels(kernel, headers=ANA) as channels:
+                while (message := await asyncio.wait_for(channels.receive(), 30))["msg_type"] != "stream":
+                    pass
+                return bool(message["parent_header"]["session"] == sessions[kernel])
+
+        assert await listed(second) == set(kernels)
+        assert all(await asyncio.gather(*map(goes_on, kernels)))
+        for kernel in kernels:
+            assert (await second.request("POST", f"/api/kernels/{kernel}/interrupt", headers=ANA))[0] == 204
+        # what follows an interrupt at once is aborted
+        await until(lambda: _states(second, [], {"idle"}), "the cells to end")
+        assert [await run(second, kernel, "x") for kernel in kernels] == [str(number) for number in range(10)]
+        assert {item["metadata"]["uid"] for item in await backend.pods()} == pods
+
+
 async def _states(running: Gateway, others: list[str], wanted: set[str]) -> bool:
     """Tell whether all of Ana's kernels but ``others`` are in one of the states."""
     _, models = await running.request("GET", "/api/kernels", headers=ANA)
