@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 WATCH_SECONDS: Final = 300
 _FIRST_WAIT: Final = 0.1
 _LONGEST_WAIT: Final = 10.0
+_HURRIED: Final = 0.5
 
 Key = tuple[str, str]
 """Namespace and name."""
@@ -61,6 +62,7 @@ class Informer:
         self._followers: list[Callable[[Object], None]] = []
         self._listeners: dict[Key, set[Callable[[Object | None], None]]] = {}
         self._listed = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._version = ""
 
     def get(self, key: Key) -> Object | None:
@@ -83,6 +85,10 @@ class Informer:
     def is_fresh(self) -> bool:
         """Whether the copy is complete and being kept up: only then is an absent object a deleted one."""
         return self._listed.is_set() and self.stale_since is None
+
+    def hurry(self) -> None:
+        """Have a copy that is not kept up be tried again soon: somebody waits for it."""
+        self._hurry.set()
 
     async def listed(self) -> None:
         """Wait for the first complete copy."""
@@ -134,8 +140,16 @@ class Informer:
                 self._version = ""
             if self.stale_since is None:
                 self.stale_since = asyncio.get_running_loop().time()
-            await asyncio.sleep(self._pause * random.uniform(0.5, 1.0))
+            await self._wait_a_while(self._pause * random.uniform(0.5, 1.0))
             self._pause = min(self._pause * 2, _LONGEST_WAIT)
+
+    async def _wait_a_while(self, seconds: float) -> None:
+        await asyncio.sleep(min(seconds, _HURRIED))
+        self._hurry.clear()
+        try:
+            await asyncio.wait_for(self._hurry.wait(), max(seconds - _HURRIED, 0))
+        except asyncio.TimeoutError:
+            return
 
     async def _list(self) -> None:
         answer = await self._client.list(self._resource, self._namespace, metadata_only=self._metadata_only, **self._selectors)

@@ -36,6 +36,9 @@ _LOOK_AGAIN: Final = 1.0
 # How long a request for a kernel waits for the kernel to answer, or for the first look at the cluster.
 _PATIENCE: Final = 10.0
 _ACCEPTED: Final = 5.0
+# How long a request for a kernel that is not known waits for a copy that is not kept up.
+_CATCH_UP: Final = 5.0
+_LOOK_PAUSE: Final = 0.1
 _TRIED_AGAIN: Final = 15.0
 
 
@@ -122,12 +125,17 @@ class Keeper:
                 await asyncio.wait(list(self._tasks.values()), timeout=_PATIENCE)
 
     async def find(self, kernel_id: str, *, is_to_answer: bool = False) -> None:
-        """Return once a kernel that the cluster has is served here, and if it ``is_to_answer``, in the pod that it is in now."""
+        """Return once a kernel that the cluster has is served here, and if it ``is_to_answer``, in the pod that it is in now.
+
+        Raises ClusterAwayError where it is not known, and another gateway may know it.
+        """
         if not self._looked.is_set():
             await self.complete()
         cluster = self._cluster
         if cluster is None or (kernel_id in self._kernels and not is_to_answer):
             return
+        if kernel_id not in self._kernels and cluster.record_of(kernel_id) is None and not self.has_ended(kernel_id):
+            await self._catch_up(cluster)
         if kernel_id in self._kernels:
             self._look_after(cluster, kernel_id, asyncio.get_running_loop().time())
         else:
@@ -135,6 +143,16 @@ class Keeper:
         task = self._tasks.get(kernel_id)
         if task is not None:
             await asyncio.wait({task}, timeout=_PATIENCE)
+
+    async def _catch_up(self, cluster: Cluster) -> None:
+        """Return once the copies are kept up: what a stale one does not have may be there. Raises ClusterAwayError."""
+        end = asyncio.get_running_loop().time() + _CATCH_UP
+        while not (cluster.records.is_fresh and cluster.pods.is_fresh):
+            if asyncio.get_running_loop().time() > end:
+                raise ClusterAwayError("The gateway cannot see the cluster and does not know this kernel; try again in a minute.")
+            for informer in (cluster.records, cluster.pods):
+                informer.hurry()
+            await asyncio.sleep(_LOOK_PAUSE)
 
     def look(self, now: float) -> None:
         """Compare what is served with what there is, and begin whatever follows from it. ``now`` is the loop's time.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -293,3 +295,30 @@ async def test_a_slot_that_is_taken_again_at_once_is_another_kernels(backend: Ba
         kernel = await start(running)
         assert await backend.pods(former)
         assert await run(running, kernel, "print(2)") == "2\n"
+
+
+@pytest.mark.embedded
+async def test_a_gateway_that_does_not_see_the_cluster_denies_no_kernel(backend: Backend, tmp_path: Path) -> None:
+    """Another one may have started it, and sees the cluster again a little earlier."""
+    assert backend.embedded is not None
+    async with gateway(backend, tmp_path / "one") as running:
+        kernel, unknown = await start(running), f"/api/kernels/{uuid.uuid4()}"
+        assert (await running.request("DELETE", unknown, headers=ANA))[0] == 404
+        backend.embedded.faults.away = True
+        backend.embedded.faults.cut_watches()
+        try:
+            await until(lambda: _answers(running, unknown, 503), "the gateway to see nothing")
+            # the pauses between its attempts are some seconds long by now
+            status, body = await running.request("DELETE", unknown, headers=ANA)
+            sentence = "The gateway cannot see the cluster and does not know this kernel; try again in a minute."
+            assert (status, body["message"]) == (503, sentence)
+            assert (await running.request("GET", f"/api/kernels/{kernel}", headers=ANA))[0] == 200
+        finally:
+            backend.embedded.faults.away = False
+        begin = time.monotonic()
+        assert await _answers(running, unknown, 404)
+        assert time.monotonic() - begin < 5
+
+
+async def _answers(running: Gateway, path: str, wanted: int) -> bool:
+    return (await running.request("DELETE", path, headers=ANA))[0] == wanted
