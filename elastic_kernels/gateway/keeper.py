@@ -39,6 +39,8 @@ _ACCEPTED: Final = 5.0
 # How long a request for a kernel that is not known waits for a copy that is not kept up.
 _CATCH_UP: Final = 5.0
 _LOOK_PAUSE: Final = 0.1
+# A record that was created here is in the copy by then, or has been deleted meanwhile.
+_UNSEEN: Final = 30.0
 _TRIED_AGAIN: Final = 15.0
 
 
@@ -54,6 +56,8 @@ class Keeper:
         self.health = Health(kernels, self._begin, self._wake.set)
         self._recorded: set[str] = set()
         """The kernels served here whose record has been in the copy: only then does its absence mean that it is gone."""
+        self._unseen: dict[str, float] = {}
+        """Those whose record has not been there yet, and since when (the loop's time) a copy that is kept up has not had it."""
         self._attention = Attention()
         self._was_fresh = False
         self._tasks: dict[str, asyncio.Task[Any]] = {}
@@ -171,6 +175,7 @@ class Keeper:
             self._look_at(cluster, kernel_id, now)
         self.health.summarise(cluster, now)
         self._recorded &= self._kernels._kernels.keys()
+        self._unseen = {each: since for each, since in self._unseen.items() if each in self._kernels and each not in self._recorded}
         if cluster.records.is_fresh:
             self._ended = {kernel_id: uid for kernel_id, uid in self._ended.items() if cluster.record_of(kernel_id) is not None}
         if cluster.nodes is not None:
@@ -216,7 +221,9 @@ class Keeper:
         if not is_ours or kernel.restarting or kernel.shutting_down or not self._may_begin(kernel_id, now):
             return
         if item is None:
-            if kernel_id in self._recorded and cluster.records.is_fresh:
+            if not cluster.records.is_fresh:
+                self._unseen.pop(kernel_id, None)
+            elif kernel_id in self._recorded or now - self._unseen.setdefault(kernel_id, now) > _UNSEEN:
                 self._lose(kernel_id)
             return
         self._recorded.add(kernel_id)
@@ -291,6 +298,8 @@ class Keeper:
         if started is None or kernel_id in self._kernels._kernels or kernel_id in self._kernels._starting_kernels:
             return
         serving.take_up(self._kernels, cluster, kept, started, pod)
+        # it may be gone again by the next look
+        self._recorded.add(kernel_id)
         self.health.met(kernel_id, pod)
         self._failed.pop(kernel_id, None)
         if started.address:
