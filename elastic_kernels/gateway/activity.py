@@ -75,7 +75,9 @@ def forget(kernel: Any) -> None:
 
 
 def note(kernel: Any, header: dict[str, Any], parent: dict[str, Any], content: Callable[[], dict[str, Any]]) -> None:
-    """Note one message of a kernel's; ``content`` returns what it says."""
+    """Note one message of a kernel's; ``content`` returns what it says. What one that is dead said before changes nothing."""
+    if kernel.execution_state == "dead":
+        return
     executes = parent.get("msg_type") == "execute_request"
     if header.get("msg_type") != "status":
         if executes and not kernel.is_known and kernel.executing is None:

@@ -20,7 +20,7 @@ from elastic_kernels import names, reach, restarts, status
 from elastic_kernels.cluster import Cluster, Object
 from elastic_kernels.disruption import Cause
 from elastic_kernels.errors import ClusterAwayError, ClusterError, ElasticKernelsError, one_line
-from elastic_kernels.gateway import culling, serving
+from elastic_kernels.gateway import activity, culling, serving
 from elastic_kernels.metrics import metrics
 from elastic_kernels.restarts import Action
 from elastic_kernels.starts import timestamp, transition
@@ -97,6 +97,9 @@ class Health:
                 self._cull(cluster, kernel_id, kernel, None, now)
         elif current is not None and not status.has_ended(current):
             self._lives(cluster, kernel_id, kernel, known, current, now)
+        elif current is None and obituary(item) and cluster.pods.is_fresh:
+            # whoever was starting it again has come to nothing, and says so
+            self.died(kernel_id, obituary(item))
         elif current is not None or (cluster.pods.is_fresh and known.last is not None):
             self._ends(cluster, kernel_id, kernel, known, current, now)
 
@@ -135,6 +138,8 @@ class Health:
         if kernel.execution_state == "dead" and kernel.reason == sentence:
             return
         log.warning("Kernel %s is dead: %s", kernel_id, sentence)
+        # its answer, which may still come, would have it be idle
+        activity.forget(kernel)
         kernel.execution_state, kernel.reason, kernel.died_at = "dead", sentence, timestamp()
         kernel.kernel = None
         kernel.shutting_down = False

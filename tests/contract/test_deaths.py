@@ -174,6 +174,24 @@ async def test_a_restart_that_fails_leaves_a_kernel_that_can_be_restarted(
 
 
 @pytest.mark.embedded
+async def test_a_restart_that_fails_at_one_gateway_is_not_taken_for_an_end_at_another(
+    cluster: EmbeddedCluster, backend: Backend, gateway: Gateway, tmp_path: Path
+) -> None:
+    async with gateway_beside(backend, tmp_path) as beside:
+        kernel = await start(gateway)
+        await reaches(beside, kernel, "idle")
+        cluster.faults.add(verb="create", resource="pods", times=1, status=403)
+        assert (await gateway.request("POST", f"/api/kernels/{kernel}/restart", headers=ANA))[0] == 500
+        dead = await reaches(beside, kernel, "dead")
+        assert dead["reason"].startswith("it could not be started again: The cluster refused the kernel")
+        # later than a kernel is removed that has ended and whom nobody has a connection to
+        await asyncio.sleep(12)
+        assert (await beside.request("POST", f"/api/kernels/{kernel}/restart", headers=ANA))[0] == 200
+        assert await run(gateway, kernel, "6 * 7") == "42"
+    assert (await gateway.request("DELETE", f"/api/kernels/{kernel}", headers=ANA))[0] == 204
+
+
+@pytest.mark.embedded
 async def test_a_shutdown_ends_a_restart(cluster: EmbeddedCluster, backend: Backend, gateway: Gateway) -> None:
     kernel = await start(gateway)
     cluster.faults.add(verb="create", resource="pods", times=1, delay=20.0)
