@@ -172,6 +172,11 @@ class Attempt:
         else:
             self._end()
 
+    def abandon(self) -> None:
+        """Called when this process ends: a kernel that is started again has its record, and is left to the other gateways."""
+        if self._new_record is not None:
+            self.give_up()
+
     def _end(self) -> None:
         if not self._is_ours:
             return

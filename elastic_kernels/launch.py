@@ -46,7 +46,7 @@ async def launch(
     ClusterError and ClusterAwayError; then nothing that was created remains, at the latest when the API server answers again.
     """
     attempt = Attempt(cluster, asked, profile, request, limits, id_is_chosen)
-    cluster.unfinished.add(attempt.give_up)
+    cluster.unfinished.add(attempt.abandon)
     cluster.starts.begin(attempt.start)
     outcome, sentence = "given-up", "it was given up"
     try:
@@ -62,7 +62,7 @@ async def launch(
         attempt.give_up()
         raise
     finally:
-        cluster.unfinished.discard(attempt.give_up)
+        cluster.unfinished.discard(attempt.abandon)
         cluster.starts.end(attempt.start, outcome, sentence)
 
 

@@ -18,7 +18,13 @@ from aiohttp import web
 from tests.conftest import Backend, profile, shut_down_all
 from tests.gateway import PLUGGED_IN, Gateway, free_port, running_gateway, until, write_kernelspecs
 
-PROFILES = {"small": profile("small", display_name="Small", limit_class="small"), "other": profile("other", limit_class="other")}
+# answers after some seconds
+SLOW = profile("slow", command=["sh", "-c", "sleep 4; exec python -m ipykernel_launcher -f {connection_file}"])
+PROFILES = {
+    "small": profile("small", display_name="Small", limit_class="small"),
+    "other": profile("other", limit_class="other"),
+    "slow": SLOW,
+}
 SETTINGS = {"ELASTIC_KERNELS_IDENTITY": "header", "ELASTIC_KERNELS_TRUSTED_PROXIES": "127.0.0.0/8"}
 ANA, BOB = {"X-Forwarded-User": "ana"}, {"X-Forwarded-User": "bob"}
 COUNTING = "import time\nfor number in range(400):\n    print(number, flush=True); time.sleep(0.25)"
@@ -295,6 +301,31 @@ async def test_a_slot_that_is_taken_again_at_once_is_another_kernels(backend: Ba
         kernel = await start(running)
         assert await backend.pods(former)
         assert await run(running, kernel, "print(2)") == "2\n"
+
+
+async def test_a_restart_under_way_is_left_to_the_other_gateways(backend: Backend, tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(gateway(backend, tmp_path / "first", ELASTIC_KERNELS_DRAIN_TIME="0.1"))
+        second = await stack.enter_async_context(gateway(backend, tmp_path / "second"))
+        kernel = await start(first, "slow")
+        assert await run(second, kernel, "x = 1") == ""
+        (old,) = await backend.pods(kernel)
+        restart = asyncio.ensure_future(first.request("POST", f"/api/kernels/{kernel}/restart", headers=ANA))
+
+        async def begun() -> bool:
+            states = [pod["status"].get("phase") for pod in await backend.pods(kernel) if pod["metadata"]["uid"] != old["metadata"]["uid"]]
+            return states == ["Running"]
+
+        await until(begun, "the new pod to run")
+        await first.terminate()
+        await asyncio.wait({restart})
+
+        async def restarted() -> bool:
+            return {pod["metadata"]["uid"] for pod in await backend.pods(kernel)}.isdisjoint({old["metadata"]["uid"]})
+
+        await until(restarted, "the old pod to go")
+        assert kernel in await listed(second)
+        assert await run(second, kernel, "print('x' in globals())") == "False\n"
 
 
 @pytest.mark.embedded
