@@ -263,7 +263,7 @@ class User:
             self._soak.fail(f"{self.name}: {kernel.identity} says {reply.content} {reply.text!r} in place of one of {expected}")
 
     async def interrupt(self, kernel: Kernel) -> None:
-        reply = await self.execute(kernel, "import time; time.sleep(300)", interrupted=True)
+        reply = await self.execute(kernel, f"import time; time.sleep({CELL / 2})", interrupted=True)
         if reply is not None and reply.content.get("ename") != "KeyboardInterrupt" and kernel.identity not in self._soak.killed:
             self._soak.fail(f"{self.name}: {kernel.identity} was interrupted and says {reply.content}")
         if reply is None:
