@@ -1,6 +1,7 @@
-"""What nobody will end: records that a gateway left behind when it was killed between a record and its pod.
+"""What nobody will end: records that a gateway left behind when it was killed between a record and its pod, and pods whose record was
+deleted while another gateway was creating them. (The cluster's own garbage collector takes those, but may be minutes late.)
 
-Every gateway looks, at its own copies and without a request, and deletes what has been without a pod for a while. That is safe
+Every gateway looks, at its own copies and without a request, and deletes what has been without the other for a while. That is safe
 in whatever the others do: a pod that is created after all has an owner that is gone, so that the cluster deletes it at once, and
 a restart that finds no record takes a slot as a new kernel does. A start that is under way in this process is left alone however
 long the API takes over its pod: others, to whom the API answers, see that pod.
@@ -54,7 +55,7 @@ class Sweeper:
         self._changed = True
 
     def sweep(self, now: float) -> None:
-        """Have the records deleted that, at the time ``now`` of the loop, have been without a pod for long enough."""
+        """Have deleted what, at the time ``now`` of the loop, has been without the other for long enough, be it a record or a pod."""
         if not (self._pods.is_fresh and self._records.is_fresh):
             # what is not there may merely not be seen
             self._alone_since.clear()
@@ -68,9 +69,21 @@ class Sweeper:
             and not (metadata.get("annotations") or {}).get(names.ENDED)
             and not self._is_starting(kernel_id)
         ]
-        since = {record["uid"]: self._alone_since.get(record["uid"], now) for record in alone}
+        recorded = {record["metadata"]["uid"] for record in self._records.objects()}
+        unowned = [
+            metadata
+            for metadata in (pod["metadata"] for pod in self._pods.objects())
+            if not metadata.get("deletionTimestamp")
+            and (owners := {owner["uid"] for owner in metadata.get("ownerReferences") or ()})
+            and owners.isdisjoint(recorded)
+        ]
+        since = {item["uid"]: self._alone_since.get(item["uid"], now) for item in (*alone, *unowned)}
         for record in alone:
             if now - since[record["uid"]] >= ORPHANED_AFTER:
                 log.warning("The record %s has no pod; nobody starts it any more, and it is deleted", record["name"])
                 self._reaper.end(record["namespace"], None, grace=0, record=RecordRef(record["name"], record["uid"], record["uid"]))
+        for pod in unowned:
+            if now - since[pod["uid"]] >= ORPHANED_AFTER:
+                log.warning("The pod %s has no record; its kernel was shut down, and it is deleted", pod["name"])
+                self._reaper.end(pod["namespace"], pod["name"], grace=0)
         self._alone_since = since

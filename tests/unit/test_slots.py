@@ -161,8 +161,8 @@ def test_the_sweeper_waits_and_sees_first(monkeypatch: pytest.MonkeyPatch) -> No
     ended: list[str] = []
 
     class FakeReaper:
-        def end(self, namespace: str, pod: str | None, *, grace: int, record: RecordRef) -> None:
-            ended.append(f"{record.name}/{record.uid}")
+        def end(self, namespace: str, pod: str | None, *, grace: int, record: RecordRef | None = None) -> None:
+            ended.append(f"{record.name}/{record.uid}" if record is not None else f"pod {pod}")
 
     client = OneSecret(secret("t"))
     pods, records = (Informer(client, resource, "ns", selectors={}) for resource in ("pods", "secrets"))
@@ -194,3 +194,14 @@ def test_the_sweeper_waits_and_sees_first(monkeypatch: pytest.MonkeyPatch) -> No
     sweeper.sweep(3000.0)
     sweeper.sweep(3000.0 + ORPHANED_AFTER)
     assert ended == ["slot/u"]
+    # and pods whose record is gone, while a record's is not touched
+    records._apply("DELETED", {"metadata": metadata})
+    records._apply("ADDED", {"metadata": {**metadata, "name": "other", "uid": "o", "labels": {"elastic-kernels/kernel-id": "l"}}})
+    for name, owner in (("of-none", "u"), ("of-one", "o")):
+        labels = {"elastic-kernels/kernel-id": "l" if owner == "o" else "k"}
+        pods._apply("ADDED", {"metadata": {**metadata, "name": name, "uid": name, "labels": labels, "ownerReferences": [{"uid": owner}]}})
+    sweeper.sweep(4000.0)
+    sweeper.sweep(4000.0 + ORPHANED_AFTER - 1)
+    assert ended == ["slot/u"]
+    sweeper.sweep(4000.0 + ORPHANED_AFTER)
+    assert ended == ["slot/u", "pod of-none"]
