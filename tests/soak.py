@@ -176,7 +176,9 @@ class User:
                 if identity not in listed:
                     if not (kernel.may_go or identity in self._soak.killed):
                         return f"{identity} is not listed any more"
+                    # a gateway that has just come may not know one that is dead
                     del self.kernels[identity]
+                    self.perhaps.add(identity)
                 elif listed[identity]["execution_state"] == "dead" and not (kernel.may_be_dead or identity in self._soak.killed):
                     return f"{identity} is dead: {listed[identity].get('reason')}"
             for identity in self.perhaps & listed.keys():
