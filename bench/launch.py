@@ -52,7 +52,8 @@ async def first_outputs(gateway: Gateway, kernel: str, count: int) -> list[float
 async def ours(directory: Path, kubeconfig: str, namespace: str) -> AsyncIterator[Measure]:
     """Yield what measures this project."""
     write_kernelspecs(directory, {"elastic": profile("elastic", cpu={"request": "10m"}, memory={"request": "64Mi"})})
-    environment = {"KUBECONFIG": kubeconfig, "ELASTIC_KERNELS_NAMESPACE": namespace}
+    # as where one gateway is all there is
+    environment = {"KUBECONFIG": kubeconfig, "ELASTIC_KERNELS_NAMESPACE": namespace, "ELASTIC_KERNELS_ANNOUNCE_ADDRESS": "auto"}
     async with running_gateway(directory, environment) as gateway:
         yield lambda count: first_outputs(gateway, "elastic", count)
 

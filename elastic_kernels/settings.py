@@ -100,7 +100,8 @@ class ElasticKernels(Configurable):
     announce_address = Unicode(
         config=True,
         help="An address of this process, such as 10.0.0.5 or 10.0.0.5:8890, to which kernels in pods send a datagram when they listen, "
-        "which is before their node says so; or none. Default: the address from which the API server is reached, with any free port.",
+        "which is before their node says so; auto is the address from which the API server is reached, with any free port. For a gateway "
+        "that is alone: others know of such a kernel only when its node has spoken. Default: nowhere.",
     )
     drain_time = Float(20.0, config=True, help="Seconds for which a gateway that is told to end waits for the launches under way.")
     metrics_port = Int(0, min=0, max=65535, config=True, help="A port with metrics, and nothing else, for everybody. Default: none.")
@@ -148,7 +149,7 @@ class ElasticKernels(Configurable):
         except ValueError:
             is_address = False
         if not is_address:
-            raise TraitError(f"{value!r} is not an address; write one such as 10.0.0.5 or 10.0.0.5:8890, or none.")
+            raise TraitError(f"{value!r} is not an address; write one such as 10.0.0.5 or 10.0.0.5:8890, or auto.")
         return value
 
     @validate("max_kernels_per_class")

@@ -25,7 +25,7 @@ from elastic_kernels.cluster.informer import Key
 
 log = logging.getLogger(__name__)
 
-NOBODY: Final = "none"
+AUTO: Final = "auto"
 _HTTPS: Final = 443
 
 
@@ -39,18 +39,15 @@ class Announcements(asyncio.DatagramProtocol):
         self._transport: asyncio.DatagramTransport | None = None
 
     async def open(self, address: str, server: str) -> None:
-        """Listen at ``address`` (``host``, ``host:port`` or ``none``); if it is empty, where the URL ``server`` is reached from."""
-        if address == NOBODY:
+        """Listen at ``address``: ``host``, ``host:port``, ``auto`` (where the URL ``server`` is reached from), or empty for nowhere."""
+        if not address:
             return
         loop = asyncio.get_running_loop()
         try:
-            host, port = _split(address) if address else (await _reached_from(server), 0)
+            host, port = (await _reached_from(server), 0) if address == AUTO else _split(address)
             self._transport, _ = await loop.create_datagram_endpoint(lambda: self, local_addr=(host, port))
         except (OSError, ValueError) as error:
-            level = logging.WARNING if address else logging.INFO
-            log.log(
-                level, "Kernels cannot say at %s that they listen (%s): they are found when their nodes say so", address or server, error
-            )
+            log.warning("Kernels cannot say at %s that they listen (%s): they are found when their nodes say so", address, error)
             return
         host, port = self._transport.get_extra_info("sockname")[:2]
         self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

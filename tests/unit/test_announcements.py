@@ -22,7 +22,7 @@ KEY = "the key of the connection"
 @pytest.fixture
 async def announcements() -> AsyncIterator[Announcements]:
     opened = Announcements()
-    await opened.open("", "https://127.0.0.1:6443")
+    await opened.open("auto", "https://127.0.0.1:6443")
     yield opened
     opened.close()
 
@@ -79,11 +79,11 @@ async def test_an_address_that_is_not_here_is_said_in_the_log(caplog: pytest.Log
     await announcements.open("192.0.2.77", "")
     assert announcements.address == ""
     assert "Kernels cannot say at 192.0.2.77 that they listen" in caplog.text
-    await announcements.open("none", "https://127.0.0.1:6443")
+    await announcements.open("", "https://127.0.0.1:6443")
     assert announcements.address == ""
 
 
-@pytest.mark.parametrize("value", ["10.0.0.5", "10.0.0.5:8890", "[::1]:8890", "gateway", "none", ""])
+@pytest.mark.parametrize("value", ["10.0.0.5", "10.0.0.5:8890", "[::1]:8890", "gateway", "auto", ""])
 def test_addresses(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ELASTIC_KERNELS_ANNOUNCE_ADDRESS", value)
     assert ElasticKernels().announce_address == value
