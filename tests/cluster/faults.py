@@ -74,7 +74,14 @@ async def tainted(core: Any, key: str, effect: str) -> AsyncIterator[None]:
 
 async def whole(kubeconfig: Path) -> None:
     """Return once the API server answers, and both nodes are there, ready and open."""
-    await until(lambda: _is_whole(kubeconfig), "the cluster to be whole again", seconds=_BACK_SECONDS)
+
+    async def is_whole() -> bool:
+        # in a task of its own: a request's timer that fires as the request fails would cancel whoever waits here
+        looking = asyncio.ensure_future(_is_whole(kubeconfig))
+        await asyncio.wait({looking})
+        return not looking.cancelled() and looking.result()
+
+    await until(is_whole, "the cluster to be whole again", seconds=_BACK_SECONDS)
 
 
 async def _is_whole(kubeconfig: Path) -> bool:
