@@ -228,7 +228,8 @@ async def test_a_machine_that_comes_back(backend: Backend, gateway: Gateway, kub
 async def test_a_machine_that_is_lost(backend: Backend, gateway: Gateway, kubernetes: Witness, figure: Figure) -> None:
     """As a spot machine's end is seen where nobody announces it: its kubelet is silent, and then its node is deleted."""
     kept, moves = await asyncio.gather(start(gateway, "spot"), start(gateway, "again"))
-    assert {(await backend.pods(kernel))[0]["spec"]["nodeName"] for kernel in (kept, moves)} == {"spot"}
+    pods = {kernel: (await backend.pods(kernel))[0] for kernel in (kept, moves)}
+    assert {pod["spec"]["nodeName"] for pod in pods.values()} == {"spot"}
     async with gateway.channels(kept, headers=ANA) as channels, gateway.channels(moves, headers=ANA) as others:
         await channels.begin("import time; time.sleep(300)")
         await others.execute("x = 1")
@@ -248,7 +249,8 @@ async def test_a_machine_that_is_lost(backend: Backend, gateway: Gateway, kubern
             )
             # the cluster takes the pods of such a node away in its own time
             heard = await hears(channels, "The kernel is dead: its machine no longer exists.", 120)
-            ended = await kubernetes.first("pods", lambda item: not item["status"], since)
+            name = pods[kept]["metadata"]["name"]
+            ended = await kubernetes.first("pods", lambda item: item["metadata"]["name"] == name and not item["status"], since)
             figure(f"the pods of a node that was deleted: Kubernetes takes them away after {ended - since:.0f} s")
             on_time(figure, "the end of its pods", ended, heard, "the cell")
         finally:
