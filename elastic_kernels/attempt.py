@@ -308,7 +308,9 @@ async def _kept_record(cluster: Cluster, kernel_id: str) -> Object | None:
 
 
 async def _wait(event: asyncio.Event, seconds: float | None) -> None:
+    # before Python 3.12, wait_for loses a cancellation that comes together with what it waits for
+    waiting = asyncio.ensure_future(event.wait())
     try:
-        await asyncio.wait_for(event.wait(), seconds)
-    except asyncio.TimeoutError:
-        return
+        await asyncio.wait({waiting}, timeout=seconds)
+    finally:
+        waiting.cancel()
