@@ -52,6 +52,8 @@ async def witness(api: Client, namespace: str) -> AsyncIterator[Witness]:
         async with api.watch(resource, where, resourceVersion=version, timeoutSeconds="600") as events:
             async for event in events:
                 item = event["object"]
+                if event["type"] == "BOOKMARK":  # it has no status either, and nothing was deleted
+                    continue
                 here.note(resource, {**item, "status": {}} if event["type"] == "DELETED" else item)
 
     tasks = []
