@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any, Final
 
-from elastic_kernels import homes, names, pod, reach, record, slots, status
+from elastic_kernels import homes, names, patience, pod, reach, record, slots, status
 from elastic_kernels.cluster import Cluster, Key, Object, RecordRef
 from elastic_kernels.errors import ClusterError, ElasticKernelsError, HomeError, LaunchError, NotFoundError, one_line
 from elastic_kernels.profiles import Profile
@@ -151,7 +151,7 @@ class Attempt:
         gone = asyncio.Event()
         self._cluster.pods.observe(gone.set)
         try:
-            await _wait(gone, _LOOK_AGAIN)
+            await patience.happens(gone, _LOOK_AGAIN)
         finally:
             self._cluster.pods.unobserve(gone.set)
         return True
@@ -271,7 +271,7 @@ class Attempt:
                         context = self._cluster.events_of(self._key[0], created["metadata"]["uid"], wake.set)
                         events = await stack.enter_async_context(context)
                     # something may become certain by standing for a while
-                    await _wait(wake, _LOOK_AGAIN if events else slow - loop.time())
+                    await patience.happens(wake, _LOOK_AGAIN if events else slow - loop.time())
         finally:
             self._cluster.pods.forget(self._key, changed)
 
@@ -305,12 +305,3 @@ async def _kept_record(cluster: Cluster, kernel_id: str) -> Object | None:
     selector = f"{names.selector(cluster.deployment)},{names.KERNEL_ID}={kernel_id}"
     listed: list[Object] = (await cluster.client.list("secrets", cluster.watched, labelSelector=selector)).get("items") or []
     return listed[0] if listed else None
-
-
-async def _wait(event: asyncio.Event, seconds: float | None) -> None:
-    # before Python 3.12, wait_for loses a cancellation that comes together with what it waits for
-    waiting = asyncio.ensure_future(event.wait())
-    try:
-        await asyncio.wait({waiting}, timeout=seconds)
-    finally:
-        waiting.cancel()

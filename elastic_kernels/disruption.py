@@ -153,11 +153,16 @@ def is_unheard(pod: Object, node: Object | None, now: datetime) -> bool:
     return is_running and deadline is not None and (now - deadline).total_seconds() > _CONFIRMED_AFTER
 
 
+def container_state(status: Object) -> Object:
+    """Return the state of a pod's container, given the pod's status."""
+    container: Object = next(iter(status.get("containerStatuses") or ()), {})
+    return container.get("state") or {}
+
+
 def _lost(pod: Object, node: Object | None, now: datetime) -> Disruption | None:
     """Return that a pod's machine is lost, if it is."""
     if node is ABSENT:
-        container: Object = next(iter((pod.get("status") or {}).get("containerStatuses") or ()), {})
-        begun = time(((container.get("state") or {}).get("running") or {}).get("startedAt"))
+        begun = time((container_state(pod.get("status") or {}).get("running") or {}).get("startedAt"))
         if begun is not None and (now - begun).total_seconds() > _KNOWN_AFTER:
             return NO_MACHINE
     return Disruption(Cause.NODE_LOST, "its machine does not answer any more") if is_unheard(pod, node, now) else None

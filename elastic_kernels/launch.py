@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Coroutine, Mapping
 from typing import Any, Final
 
-from elastic_kernels import homes, pod, status
+from elastic_kernels import homes, patience, pod, status
 from elastic_kernels.attempt import Again, Attempt, Started
 from elastic_kernels.cluster import Cluster
 from elastic_kernels.errors import ClusterAwayError, ClusterError, ElasticKernelsError, LaunchError, LaunchTimeoutError
@@ -70,7 +70,7 @@ async def _in_time(attempt: Attempt, seconds: float, run: Coroutine[Any, Any, St
     """Carry an attempt out, and say what went wrong in a sentence about the kernel."""
     now = attempt.start
     try:
-        return await asyncio.wait_for(run, seconds)
+        return await patience.within(run, seconds)
     except asyncio.TimeoutError:
         raise LaunchTimeoutError(
             f"The kernel {attempt.title} was not ready within {seconds:g} seconds: {now.status.sentence}.", detail=now.status.phase.value

@@ -20,7 +20,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final
 
-from elastic_kernels import names, quantities
+from elastic_kernels import names, patience, quantities
 from elastic_kernels.cluster import BY_KERNEL, BY_USER, Cluster, Key, Object
 from elastic_kernels.errors import ClusterError, ElasticKernelsError, KernelExistsError, LimitReachedError, NotAllowedError
 from elastic_kernels.profiles import Profile
@@ -216,7 +216,7 @@ async def _confirm(cluster: Cluster, mine: Holder, limits: Limits, id_is_chosen:
             left = end - loop.time()
             if left <= 0 or all(cluster.pods.find(BY_KERNEL, other.kernel_id) for other in excess.holders):
                 raise _refusal(excess)
-            await _wait(changed, left)
+            await patience.happens(changed, left)
     finally:
         for informer in watched:
             informer.unobserve(changed.set)
@@ -243,7 +243,7 @@ async def _known(cluster: Cluster, mine: Holder, limits: Limits) -> list[Holder]
     cluster.records.listen(key, look)
     try:
         look()
-        await _wait(seen, _WATCH_SECONDS)
+        await patience.happens(seen, _WATCH_SECONDS)
     finally:
         cluster.records.forget(key, look)
     if not seen.is_set():
@@ -261,13 +261,6 @@ async def _listed(cluster: Cluster, user: str | None) -> list[Holder]:
     selector = names.selector(cluster.deployment) + (f",{names.USER}={names.slug(user)}" if user is not None else "")
     answer = await cluster.client.list("secrets", cluster.watched, metadata_only=True, labelSelector=selector)
     return [holder(item) for item in answer.get("items") or ()]
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    try:
-        await asyncio.wait_for(event.wait(), seconds)
-    except asyncio.TimeoutError:
-        return
 
 
 def _of_user(allowed: int, own: Collection[Holder]) -> str:

@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Any, Final
 
 from elastic_kernels import disruption, names, words
-from elastic_kernels.disruption import Cause, Disruption
+from elastic_kernels.disruption import Cause, Disruption, container_state
 
 Object = Mapping[str, Any]
 
@@ -113,10 +113,10 @@ def classify(
         return Status(Phase.FAILED, sentence, hopeless=True, cause=cause)
     if pod["metadata"].get("deletionTimestamp"):
         return _terminating(pod, disrupted)
-    if "running" in _state(status) or status.get("phase") == "Running":
+    if "running" in container_state(status) or status.get("phase") == "Running":
         return _running(begun(pod), disrupted, answers)
     if is_scheduled(pod):
-        return _on_node(pod, _state(status).get("waiting") or {}, happened)
+        return _on_node(pod, container_state(status).get("waiting") or {}, happened)
     return _not_scheduled(pod, happened, now)
 
 
@@ -128,7 +128,7 @@ def refused(message: str) -> Status:
 
 def exit_code(pod: Object) -> int | None:
     """Return the exit code of a pod's container, or None while it has none."""
-    terminated = _state(pod.get("status") or {}).get("terminated")
+    terminated = container_state(pod.get("status") or {}).get("terminated")
     return int(terminated["exitCode"]) if terminated else None
 
 
@@ -140,7 +140,7 @@ def has_ended(pod: Object) -> bool:
 def begun(pod: Object) -> str:
     """Return when a pod began to be its kernel, as the API writes it: one that waited before has run for longer. Empty if it has not."""
     claimed = (pod["metadata"].get("annotations") or {}).get(names.CLAIMED)
-    return str(claimed or (_state(pod.get("status") or {}).get("running") or {}).get("startedAt") or "")
+    return str(claimed or (container_state(pod.get("status") or {}).get("running") or {}).get("startedAt") or "")
 
 
 def is_scheduled(pod: Object) -> bool:
@@ -150,7 +150,7 @@ def is_scheduled(pod: Object) -> bool:
 
 def _ended(pod: Object, disrupted: Disruption | None) -> Status:
     status = pod["status"]
-    terminated = _state(status).get("terminated") or {}
+    terminated = container_state(status).get("terminated") or {}
     code, reason = terminated.get("exitCode"), terminated.get("reason") or status.get("reason") or ""
     message = terminated.get("message") or status.get("message") or ""
 
@@ -280,11 +280,6 @@ def _autoscaler(events: list[Object]) -> Object:
         or (event.get("reason") == "FailedScheduling" and event.get("message", "").startswith("Failed to schedule pod"))
     ]
     return said[-1] if said else {}
-
-
-def _state(status: Object) -> Object:
-    container: Object = next(iter(status.get("containerStatuses") or ()), {})
-    return container.get("state") or {}
 
 
 def _image(pod: Object) -> str:

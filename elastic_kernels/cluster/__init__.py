@@ -37,6 +37,7 @@ BY_KERNEL: Final = "kernel"
 BY_USER: Final = "user"
 """Records are found by their user's name."""
 _CLOSE_SECONDS: Final = 5.0
+_LOOK_PAUSE: Final = 0.1
 
 
 class Cluster:
@@ -143,6 +144,16 @@ class Cluster:
         found = self.nodes.get(("", name))
         # a copy that is not kept up may merely not have it
         return disruption.ABSENT if found is None and self.nodes.is_fresh else found
+
+    async def catches_up(self, seconds: float) -> bool:
+        """Have copies of kernels that are not kept up be made anew soon, and return whether they are kept up within ``seconds``."""
+        copies, loop = (self.pods, self.records), asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while not all(copy.is_fresh for copy in copies) and loop.time() < end:
+            for copy in copies:
+                copy.hurry()
+            await asyncio.sleep(_LOOK_PAUSE)
+        return all(copy.is_fresh for copy in copies)
 
     async def close(self, seconds: float = 0.0) -> None:
         """Stop watching and close all connections; running kernels stay as they are.

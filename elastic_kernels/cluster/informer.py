@@ -13,6 +13,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
+from elastic_kernels import patience
 from elastic_kernels.cluster.client import Client, Object
 from elastic_kernels.errors import ClusterAwayError, ClusterError
 
@@ -146,10 +147,7 @@ class Informer:
     async def _wait_a_while(self, seconds: float) -> None:
         await asyncio.sleep(min(seconds, _HURRIED))
         self._hurry.clear()
-        try:
-            await asyncio.wait_for(self._hurry.wait(), max(seconds - _HURRIED, 0))
-        except asyncio.TimeoutError:
-            return
+        await patience.happens(self._hurry, max(seconds - _HURRIED, 0))
 
     async def _list(self) -> None:
         answer = await self._client.list(self._resource, self._namespace, metadata_only=self._metadata_only, **self._selectors)

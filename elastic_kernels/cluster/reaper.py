@@ -12,7 +12,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import Final
 
-from elastic_kernels import names, status
+from elastic_kernels import names, patience, status
 from elastic_kernels.cluster.client import Client
 from elastic_kernels.cluster.informer import Informer, Key
 from elastic_kernels.errors import ClusterAwayError, ClusterError
@@ -171,8 +171,6 @@ class Reaper:
 
 async def _change(ending: Ending, seconds: float) -> None:
     try:
-        await asyncio.wait_for(ending.changed.wait(), seconds)
-    except asyncio.TimeoutError:
-        return
+        await patience.happens(ending.changed, seconds)
     finally:
         ending.changed.clear()

@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final
 
-from elastic_kernels import names, reach, status
+from elastic_kernels import names, patience, reach, status
 from elastic_kernels import record as records
 from elastic_kernels.cluster import Cluster, Key, Object, RecordRef, shared
 from elastic_kernels.errors import ClusterAwayError, ConfigurationError, ElasticKernelsError
-from elastic_kernels.gateway import serving
+from elastic_kernels.gateway import meeting, serving
 from elastic_kernels.gateway.attention import Attention
 from elastic_kernels.gateway.health import Health, obituary
 from elastic_kernels.launch import Started
 from elastic_kernels.settings import ElasticKernels
-from elastic_kernels.status import Phase
 
 if TYPE_CHECKING:
     from elastic_kernels.gateway.managers import ElasticMappingKernelManager
@@ -38,7 +36,6 @@ _PATIENCE: Final = 10.0
 _ACCEPTED: Final = 5.0
 # How long a request for a kernel that is not known waits for a copy that is not kept up.
 _CATCH_UP: Final = 5.0
-_LOOK_PAUSE: Final = 0.1
 # A record that was created here is in the copy by then, or has been deleted meanwhile.
 _UNSEEN: Final = 30.0
 _TRIED_AGAIN: Final = 15.0
@@ -93,7 +90,7 @@ class Keeper:
                 self._looked.set()
             for changed in self._waiting:
                 changed.set()
-            await _wait(self._wake, _LOOK_AGAIN)
+            await patience.happens(self._wake, _LOOK_AGAIN)
             await asyncio.sleep(_BURST)
 
     @property
@@ -110,7 +107,7 @@ class Keeper:
         changed = asyncio.Event()
         self._waiting.add(changed)
         try:
-            await _wait(changed, seconds)
+            await patience.happens(changed, seconds)
         finally:
             self._waiting.discard(changed)
 
@@ -118,10 +115,8 @@ class Keeper:
         """Return once all kernels that run are known here. Raises ClusterAwayError if that takes too long."""
         if not self._is_running:
             return
-        try:
-            await asyncio.wait_for(self._looked.wait(), _PATIENCE)
-        except asyncio.TimeoutError:
-            raise ClusterAwayError("The gateway cannot see the cluster and does not know your kernels; try again in a minute.") from None
+        if not await patience.happens(self._looked, _PATIENCE):
+            raise ClusterAwayError("The gateway cannot see the cluster and does not know your kernels; try again in a minute.")
         if self._cluster is not None:
             for kernel_id in tuple(self._attention.due):
                 self._meet_other(self._cluster, kernel_id)
@@ -138,8 +133,10 @@ class Keeper:
         cluster = self._cluster
         if cluster is None or (kernel_id in self._kernels and not is_to_answer):
             return
-        if kernel_id not in self._kernels and cluster.record_of(kernel_id) is None and not self.has_ended(kernel_id):
-            await self._catch_up(cluster)
+        is_unknown = kernel_id not in self._kernels and cluster.record_of(kernel_id) is None and not self.has_ended(kernel_id)
+        # what a stale copy does not have may be there
+        if is_unknown and not await cluster.catches_up(_CATCH_UP):
+            raise ClusterAwayError("The gateway cannot see the cluster and does not know this kernel; try again in a minute.")
         if kernel_id in self._kernels:
             self._look_after(cluster, kernel_id, asyncio.get_running_loop().time())
         else:
@@ -147,16 +144,6 @@ class Keeper:
         task = self._tasks.get(kernel_id)
         if task is not None:
             await asyncio.wait({task}, timeout=_PATIENCE)
-
-    async def _catch_up(self, cluster: Cluster) -> None:
-        """Return once the copies are kept up: what a stale one does not have may be there. Raises ClusterAwayError."""
-        end = asyncio.get_running_loop().time() + _CATCH_UP
-        while not (cluster.records.is_fresh and cluster.pods.is_fresh):
-            if asyncio.get_running_loop().time() > end:
-                raise ClusterAwayError("The gateway cannot see the cluster and does not know this kernel; try again in a minute.")
-            for informer in (cluster.records, cluster.pods):
-                informer.hurry()
-            await asyncio.sleep(_LOOK_PAUSE)
 
     def look(self, now: float) -> None:
         """Compare what is served with what there is, and begin whatever follows from it. ``now`` is the loop's time.
@@ -210,7 +197,7 @@ class Keeper:
         if item is None or kernel_id in self._kernels or self._ended.get(kernel_id) == item["metadata"]["uid"]:
             return
         pod = reach.latest(cluster.pods_of(kernel_id))
-        if self._may_begin(kernel_id, now) and (_is_worth_meeting(pod) if pod is not None else obituary(item)):
+        if self._may_begin(kernel_id, now) and (meeting.is_worth(pod) if pod is not None else obituary(item)):
             self._begin(kernel_id, self._meet(cluster, item, pod))
 
     def _look_after(self, cluster: Cluster, kernel_id: str, now: float) -> None:
@@ -231,7 +218,7 @@ class Keeper:
         key = kernel.process_proxy.key if kernel.process_proxy is not None else None
         if latest is None or _key(latest) == key or latest["metadata"].get("deletionTimestamp"):
             self.health.look(cluster, kernel_id, item, pods, now)
-        elif _is_worth_meeting(latest) and not status.has_ended(latest):
+        elif meeting.is_worth(latest) and not status.has_ended(latest):
             self._begin(kernel_id, self._follow(cluster, kernel, item, latest))
 
     async def cancel(self, kernel_id: str) -> bool:
@@ -322,17 +309,8 @@ class Keeper:
         self.health.met(kept.kernel_id, pod)
 
     async def _reached(self, cluster: Cluster, kept: records.Record, secret: Object, pod: Object | None) -> Started | None:
-        """Return how a kernel is reached, without an address if it is dead; None if it does not answer yet."""
         ref = RecordRef(kept.name, kept.token, secret["metadata"]["uid"])
-        if pod is None or status.has_ended(pod):
-            key = _key(pod) if pod is not None else (kept.namespace, "")
-            return Started(key, "", {}, ref, reach.start_of(pod) if pod is not None else 0)
-        calls_back = self._kernels.calls_back(kept.kernel_name)
-        try:
-            connection = await asyncio.wait_for(reach.again(cluster, kept, pod, calls_back), _PATIENCE)
-        except asyncio.TimeoutError:
-            return None
-        return Started(_key(pod), pod["status"]["podIP"], connection, ref, reach.start_of(pod)) if connection is not None else None
+        return await meeting.reached(cluster, kept, ref, pod, self._kernels.calls_back(kept.kernel_name))
 
     def _lose(self, kernel_id: str) -> None:
         log.info("Kernel %s was ended elsewhere", kernel_id)
@@ -341,24 +319,9 @@ class Keeper:
         serving.drop(self._kernels, kernel_id)
 
 
-def _is_worth_meeting(pod: Object) -> bool:
-    """Tell whether a pod's kernel can be served: it runs, or has run and is not being taken away."""
-    if pod["metadata"].get("deletionTimestamp"):
-        return False
-    state: Mapping[str, Any] = pod.get("status") or {}
-    return (state.get("phase") == Phase.RUNNING.value.capitalize() and bool(state.get("podIP"))) or status.has_ended(pod)
-
-
 def _kernel_id(item: Object) -> str:
     return str(item["metadata"]["labels"].get(names.KERNEL_ID, ""))
 
 
 def _key(item: Object) -> Key:
     return item["metadata"]["namespace"], item["metadata"]["name"]
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    try:
-        await asyncio.wait_for(event.wait(), seconds)
-    except asyncio.TimeoutError:
-        return

@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 from jupyter_client.asynchronous import AsyncKernelClient
 from jupyter_client.jsonutil import extract_dates
 
+from elastic_kernels import patience
 from elastic_kernels.remote.channels import Channels, Message
 from elastic_kernels.remote.gateway import Gateway
 from elastic_kernels.remote.start import Tell
@@ -92,10 +93,8 @@ class Inbox:
                 if self._messages:
                     return self._messages.popleft()
                 self._waiting.append((loop, event))
-            try:
-                await asyncio.wait_for(event.wait(), None if end is None else max(0.0, end - loop.time()))
-            except asyncio.TimeoutError:
-                raise queue.Empty from None
+            if not await patience.happens(event, None if end is None else max(0.0, end - loop.time())):
+                raise queue.Empty
 
 
 class RemoteKernelClient(AsyncKernelClient):  # type: ignore[misc]

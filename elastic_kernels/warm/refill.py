@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from typing import Final
 
-from elastic_kernels import names, pod, status
+from elastic_kernels import names, patience, pod, status
 from elastic_kernels.cluster import Cluster, Object
 from elastic_kernels.cluster.leftovers import secret_of
 from elastic_kernels.errors import ClusterAwayError, ClusterError
@@ -172,9 +172,7 @@ class Refill:
         self._cluster.waiting.listen(key, look)
         try:
             if self._cluster.waiting.get(key) is None:
-                await asyncio.wait_for(seen.wait(), _SEEN_SECONDS)
-        except asyncio.TimeoutError:
-            return
+                await patience.happens(seen, _SEEN_SECONDS)
         finally:
             self._cluster.waiting.forget(key, look)
 
