@@ -18,6 +18,7 @@ from elastic_kernels.cluster import Client, Object
 from elastic_kernels.embedded import EmbeddedCluster
 from elastic_kernels.errors import ElasticKernelsError
 from elastic_kernels.profiles import Profile, parse_profile
+from elastic_kernels.record import Record
 from tests.gateway import Gateway, running_gateway, until, write_kernelspecs
 
 KERNEL_IMAGE = "elastic-kernels/kernel-python:dev"
@@ -52,6 +53,12 @@ class Backend:
 def profile(name: str, **fields: Any) -> Profile:
     """Return a small profile with the project's own Python image."""
     return parse_profile({"name": name, "image": KERNEL_IMAGE, "cpu": {"request": "50m"}, "memory": "300Mi", **fields}, f"profiles.{name}")
+
+
+def record(kernel_name: str, **fields: Any) -> Record:
+    """Return the record of a kernel of ana's."""
+    own = {"kernel_id": "9c4f2b1e-7d0a-4c56-8f3e-2a1b0c9d8e7f", "user": "ana", "namespace": "kernels", "deployment": "blue"}
+    return Record(**{**own, "kernel_name": kernel_name, "key": "secret", "token": "d4e5f6", "slot": "1", **fields})
 
 
 @asynccontextmanager

@@ -1,7 +1,8 @@
-"""Taking parts of a real cluster away for a while: its API server, a kubelet.
+"""Taking parts of a real cluster away for a while: its API server, a kubelet, room.
 
-How that is done is each cluster's own affair, so that ``ELASTIC_KERNELS_CLUSTER`` names a program, which is called with ``kill NAME`` and
-``revive NAME``. The names are those of the processes: ``kube-apiserver``, ``kubelet-spot``. ``kind-faults`` is the program for kind.
+How processes are taken away is each cluster's own affair, so that ``ELASTIC_KERNELS_CLUSTER`` names a program, which is called with
+``kill NAME`` and ``revive NAME``. The names are those of the processes: ``kube-apiserver``, ``kubelet-spot``. ``kind-faults`` is the
+program for kind.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import pytest
 from kubernetes.aio import client
 
 from tests.cluster.conftest import connected
+from tests.conftest import Backend
 from tests.gateway import until
 
 VARIABLE = "ELASTIC_KERNELS_CLUSTER"
@@ -96,3 +98,21 @@ async def _is_whole(kubeconfig: Path) -> bool:
 def _is_usable(node: Any) -> bool:
     ready = next((each.status for each in node.status.conditions or () if each.type == "Ready"), "")
     return ready == "True" and not any(taint.key.startswith("node.kubernetes.io/") for taint in node.spec.taints or ())
+
+
+@asynccontextmanager
+async def quota(backend: Backend, memory: str) -> AsyncIterator[None]:
+    """Let all pods of the namespace have so much memory together, by a quota that is called 'kernels', as soon as that is counted."""
+    async with connected(backend.kubeconfig) as core:
+        await core.create_namespaced_resource_quota(
+            backend.namespace, {"metadata": {"name": "kernels"}, "spec": {"hard": {"limits.memory": memory}}}
+        )
+        try:
+
+            async def counted() -> bool:
+                return bool((await core.read_namespaced_resource_quota("kernels", backend.namespace)).status.used)
+
+            await until(counted, "the quota to be counted")
+            yield
+        finally:
+            await core.delete_namespaced_resource_quota("kernels", backend.namespace)

@@ -18,9 +18,8 @@ from tests.gateway import until
 IMAGE = "elastic-kernels/kernel-spark:dev"
 RIGHTS = Path(__file__).parents[2] / "docker" / "kernel-spark" / "driver.yaml"
 JOB_SECONDS = 150.0
-# The first part is the gateway's, the rest a kubelet's: all in all 5 seconds on a quiet machine, 10 are promised, and a kubelet that
-# shares two cores with other tests is late.
-GONE_SECONDS = 20.0
+# What is promised; the first part of it is the gateway's, the rest a kubelet's.
+GONE_SECONDS = 10.0
 TOLD_SECONDS = 5.0
 COMMAND = ["python", "{launchers}/spark.py", "{connection_file}"]
 # of a profile's part for executors

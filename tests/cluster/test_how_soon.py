@@ -12,7 +12,7 @@ import pytest
 
 from elastic_kernels.cluster import Object
 from tests.cluster.conftest import connected
-from tests.cluster.faults import SPOT_KUBELET, control, tainted, whole, without_spot_kubelet
+from tests.cluster.faults import SPOT_KUBELET, control, quota, tainted, whole, without_spot_kubelet
 from tests.cluster.witness import MARGIN, SECONDS, Witness, told, witness
 from tests.conftest import Backend, gateway_on, profile
 from tests.gateway import PLUGGED_IN, Channels, Gateway, until
@@ -140,26 +140,16 @@ async def test_a_start_that_waits_for_a_machine(gateway: Gateway, kubernetes: Wi
 
 
 async def test_a_start_that_waits_for_a_quota(backend: Backend, gateway: Gateway, figure: Figure) -> None:
-    async with connected(backend.kubeconfig) as core:
-        quota = {"metadata": {"name": "kernels"}, "spec": {"hard": {"limits.memory": "400Mi"}}}
-        await core.create_namespaced_resource_quota(backend.namespace, quota)
-        try:
-
-            async def counted() -> bool:
-                return bool((await core.read_namespaced_resource_quota("kernels", backend.namespace)).status.used)
-
-            await until(counted, "the quota to be counted")
-            first = await start(gateway, "small")
-            # Kubernetes says it in its answer to the pod's creation, so that it knows it later than this
-            asked = time.monotonic()
-            kernel, launch = begin(gateway, "small")
-            said, body = await told(gateway, kernel, ANA, "the quota 'kernels' of its namespace has no room for it")
-            assert (body["phase"], body["hopeless"]) == ("queued", False)
-            on_time(figure, "quota", asked, said)
-            launch.cancel()
-            await stop(gateway, first)
-        finally:
-            await core.delete_namespaced_resource_quota("kernels", backend.namespace)
+    async with quota(backend, "400Mi"):
+        first = await start(gateway, "small")
+        # Kubernetes says it in its answer to the pod's creation, so that it knows it later than this
+        asked = time.monotonic()
+        kernel, launch = begin(gateway, "small")
+        said, body = await told(gateway, kernel, ANA, "the quota 'kernels' of its namespace has no room for it")
+        assert (body["phase"], body["hopeless"]) == ("queued", False)
+        on_time(figure, "quota", asked, said)
+        launch.cancel()
+        await stop(gateway, first)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.cluster.conftest import connected
-from tests.cluster.faults import tainted
+from tests.cluster.faults import quota, tainted
 from tests.conftest import Backend, gateway_on, profile
 from tests.gateway import PLUGGED_IN, Channels, Gateway, until
 
@@ -68,36 +68,26 @@ async def test_what_does_not_exist(gateway: Gateway, name: str, sentence: str) -
 
 
 async def test_a_quota_is_waited_for_and_then_said(backend: Backend, gateway: Gateway) -> None:
-    async with connected(backend.kubeconfig) as core:
-        quota = {"metadata": {"name": "kernels"}, "spec": {"hard": {"limits.memory": "400Mi"}}}
-        await core.create_namespaced_resource_quota(backend.namespace, quota)
-        try:
+    async with quota(backend, "400Mi"):
+        first = await start(gateway, "small")
+        # a place that comes free in time is taken
+        kernel_id = str(uuid.uuid4())
+        body = {"name": "small", "env": {"KERNEL_ID": kernel_id}}
+        second = asyncio.ensure_future(gateway.request("POST", "/api/kernels", body, headers=ANA))
 
-            async def counted() -> bool:
-                return bool((await core.read_namespaced_resource_quota("kernels", backend.namespace)).status.used)
+        async def waits() -> bool:
+            return "quota" in str(await gateway.request("GET", f"/api/kernels/{kernel_id}/status", headers=ANA))
 
-            await until(counted, "the quota to be counted")
-            first = await start(gateway, "small")
-            # a place that comes free in time is taken
-            kernel_id = str(uuid.uuid4())
-            body = {"name": "small", "env": {"KERNEL_ID": kernel_id}}
-            second = asyncio.ensure_future(gateway.request("POST", "/api/kernels", body, headers=ANA))
-
-            async def waits() -> bool:
-                return "quota" in str(await gateway.request("GET", f"/api/kernels/{kernel_id}/status", headers=ANA))
-
-            await until(waits, "the start to wait for the quota", seconds=20)
-            await gateway.request("DELETE", f"/api/kernels/{first}", headers=ANA)
-            assert (await second)[0] == 201
-            # a restart needs a place for the new pod while the old one ends
-            assert (await gateway.request("POST", f"/api/kernels/{kernel_id}/restart", headers=ANA))[0] == 200
-            assert (await refused(gateway, "small")).startswith(
-                "The cluster refused the kernel 'Small': the quota 'kernels' of its namespace has no room for it "
-                "(limits.memory: 300Mi of 400Mi are in use, and it takes 300Mi)"
-            )
-            await gateway.request("DELETE", f"/api/kernels/{kernel_id}", headers=ANA)
-        finally:
-            await core.delete_namespaced_resource_quota("kernels", backend.namespace)
+        await until(waits, "the start to wait for the quota", seconds=20)
+        await gateway.request("DELETE", f"/api/kernels/{first}", headers=ANA)
+        assert (await second)[0] == 201
+        # a restart needs a place for the new pod while the old one ends
+        assert (await gateway.request("POST", f"/api/kernels/{kernel_id}/restart", headers=ANA))[0] == 200
+        assert (await refused(gateway, "small")).startswith(
+            "The cluster refused the kernel 'Small': the quota 'kernels' of its namespace has no room for it "
+            "(limits.memory: 300Mi of 400Mi are in use, and it takes 300Mi)"
+        )
+        await gateway.request("DELETE", f"/api/kernels/{kernel_id}", headers=ANA)
 
 
 async def test_memory(gateway: Gateway) -> None:

@@ -24,10 +24,12 @@ from elastic_kernels.starts import timestamp
 from elastic_kernels.warm import waiting as warmth
 from elastic_kernels.warm.shared import elastic_claim
 from elastic_kernels.warm.waiting import is_ready
-from tests.conftest import Backend, profile, shut_down_all
+from tests.conftest import Backend, profile
 from tests.gateway import PLUGGED_IN, Gateway, running_gateway, until, write_kernelspecs
 
 SMALL: dict[str, Any] = {"memory": "150Mi", "cpu": {"request": "10m"}}
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
 SPOT = pod.Spot("elastic-kernels/capacity=spot", "elastic-kernels/capacity=spot:NoSchedule")
 
 
@@ -60,11 +62,9 @@ async def gateway(backend: Backend, directory: Path, *profiles: Profile, **setti
 
 
 @pytest.fixture(autouse=True)
-async def nothing_left(backend: Backend) -> AsyncIterator[None]:
+async def nothing_waits(backend: Backend) -> AsyncIterator[None]:
+    """See what waits go as well; made before ``nothing_left``, which ends it, and so over after it."""
     yield
-    await shut_down_all(backend.environment)
-    # no gateway is left that would make what waits anew
-    await until(backend.is_empty, "the last kernel's pod and record to go")
     await until(lambda: _none(backend, 0), "all that waits to go")
 
 

@@ -13,6 +13,7 @@ from elastic_kernels.pod import Launch, Spot, build_pod
 from elastic_kernels.profiles import Profile, parse_profile
 from elastic_kernels.record import Record, launcher_sources
 from elastic_kernels.request import KernelRequest, parse_request
+from tests import conftest
 
 KERNEL_ID = "9c4f2b1e-7d0a-4c56-8f3e-2a1b0c9d8e7f"
 RECORD_NAME = "kernel.blue.ana-example-com--8e43ca37.interactive.1"
@@ -25,16 +26,7 @@ def profile(**fields: Any) -> Profile:
 
 
 def record(user: str = "ana@example.com") -> Record:
-    return Record(
-        kernel_id=KERNEL_ID,
-        kernel_name="python-small",
-        user=user,
-        namespace="kernels",
-        deployment="blue",
-        key="secret",
-        token="d4e5f6",
-        slot="1",
-    )
+    return conftest.record("python-small", kernel_id=KERNEL_ID, user=user)
 
 
 def build(request: KernelRequest | None = None, launch: Launch = LAUNCH, **fields: Any) -> dict[str, Any]:

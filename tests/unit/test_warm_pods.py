@@ -17,6 +17,7 @@ from elastic_kernels.record import Record, launcher_sources
 from elastic_kernels.request import parse_request
 from elastic_kernels.warm import plan, waiting
 from elastic_kernels.warm.shared import elastic_claim
+from tests import conftest
 
 SPOT = Spot(label="elastic-kernels/capacity=spot", taint="elastic-kernels/capacity=spot:NoSchedule")
 NOW = datetime(2026, 11, 25, 12, tzinfo=timezone.utc)
@@ -37,18 +38,8 @@ def waits(given: Profile) -> Object:
 
 
 def cold(given: Profile, *, user: str = "ana", groups: tuple[str, ...] = (), home: Home | None = None, **environment: str) -> Object:
-    record = Record(
-        kernel_id="9c4f2b1e-7d0a-4c56-8f3e-2a1b0c9d8e7f",
-        kernel_name="small",
-        user=user,
-        namespace="kernels",
-        deployment="blue",
-        key="secret",
-        token="d4e5f6",
-        slot="1",
-        groups=groups,
-    )
-    return build_pod(given, record, parse_request(environment, given), Launch("a1b2c3", 0, "uid-of-the-record", home=home), SPOT)
+    mine = conftest.record("small", user=user, groups=groups)
+    return build_pod(given, mine, parse_request(environment, given), Launch("a1b2c3", 0, "uid-of-the-record", home=home), SPOT)
 
 
 def test_a_pod_that_waits_is_nobodys_and_differs_from_a_kernels_in_little() -> None:
