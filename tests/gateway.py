@@ -165,8 +165,9 @@ class Gateway:
         assert status == 204, body
 
     @asynccontextmanager
-    async def channels(self, kernel_id: str, *, headers: Mapping[str, str] | None = None) -> AsyncIterator[Channels]:
-        url = f"{self.address}/api/kernels/{kernel_id}/channels?session_id={uuid.uuid4().hex}"
+    async def channels(self, kernel_id: str, *, headers: Mapping[str, str] | None = None, session: str = "") -> AsyncIterator[Channels]:
+        """Yield a websocket, of a session of its own unless one is given."""
+        url = f"{self.address}/api/kernels/{kernel_id}/channels?session_id={session or uuid.uuid4().hex}"
         async with self._client.ws_connect(url, max_msg_size=0, headers=headers) as websocket:
             yield Channels(websocket)
 

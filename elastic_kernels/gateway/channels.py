@@ -107,4 +107,5 @@ class Channels(Verified, PassingChannels, PromptChannels):
             header = json.loads(message).get("header") or {}
             if header.get("msg_type") == "execute_request":
                 self._unanswered[str(header.get("msg_id"))] = header
+        await self.take_over()
         super().on_message(message)

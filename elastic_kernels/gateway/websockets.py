@@ -3,28 +3,48 @@
 Enterprise Gateway closes the first one politely and waits. A client that is gone does not answer, so that the wait is 5 seconds
 long; and a first websocket that is not open yet never closes at all. JupyterLab in Chrome does just this with every kernel:
 Chrome refuses the first connection, for a subprotocol that gateways do not speak, and the second follows milliseconds later.
+
+Of two that come so close together, the one that arrives later need not be the one that somebody uses: JupyterLab's server connects for
+both, and at one end nobody is left. Whichever has to stand back waits for its client to say something, and then has the session; if
+nothing comes, it is closed.
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Final
 
 from jupyter_server.services.kernels.handlers import ZMQChannelsHandler
-from tornado import web
 
-_GONE: Final = 410
+# Whoever comes back after its connection broke takes longer.
+_TOGETHER: Final = 1.0
+# Clients begin with a question to the kernel.
+_SPEAKS: Final = 10.0
 
 
 class PromptChannels(ZMQChannelsHandler):  # type: ignore[misc]
     """Put before the gateway's own websocket handler, whose methods these extend."""
 
-    was_replaced = False
+    stands_back = False
+    """Whether the session is another one's, and this one's client has said nothing yet."""
     is_open = False
+    """Whether it has had the session, and connections to the kernel."""
+    open_since = 0.0
     is_settled = False
     """Whether the kernel's messages go to this websocket by now."""
 
     async def _register_session(self) -> None:
-        former = self._open_sessions.get(f"{self.kernel_id}:{self.session.session}")
+        former = self._former()
+        if former is not None and former.is_open and asyncio.get_running_loop().time() - former.open_since < _TOGETHER:
+            self.stands_back = True
+        else:
+            await self._take_session(former)
+
+    def _former(self) -> PromptChannels | None:
+        former: PromptChannels | None = self._open_sessions.get(f"{self.kernel_id}:{self.session.session}")
+        return former
+
+    async def _take_session(self, former: PromptChannels | None) -> None:
         if former is not None:
             former.give_way()
         await super()._register_session()
@@ -33,22 +53,43 @@ class PromptChannels(ZMQChannelsHandler):  # type: ignore[misc]
             self.kernel_manager.stop_buffering(self.kernel_id)
 
     def give_way(self) -> None:
-        """Close without a farewell, which nobody would hear."""
-        self.was_replaced = True
-        if self.ws_connection is not None:
-            self.ws_connection.stream.close()
-        elif not self._close_future.done():
+        """Leave the session to another one: close without a farewell, which nobody would hear; or stand back, if it is not open yet."""
+        if self.is_open:
+            if self.ws_connection is not None:
+                self.ws_connection.stream.close()
+            return
+        self.stands_back = True
+        if not self._close_future.done():
             self._close_future.set_result(None)
-
-    async def pre_get(self) -> None:
-        """Called before the connection is accepted; takes as long as the kernel takes to say what protocol it speaks."""
-        await super().pre_get()
-        if self.was_replaced:
-            raise web.HTTPError(_GONE, "Another connection has taken this session over.")
 
     def open(self, kernel_id: str) -> Any:
         """Called once the connection is accepted; the result is done when the kernel's messages arrive."""
-        self.is_open = True
+        if self.stands_back:
+            asyncio.get_running_loop().call_later(_SPEAKS, self._close_unused)
+            return None
+        return self._join(kernel_id)
+
+    async def take_over(self) -> None:
+        """Called before each message of the client's is taken: one that has stood back, and is used all the same, takes the session."""
+        if not self.stands_back:
+            return
+        if self.kernel_id not in self.kernel_manager:
+            self._close_unused()
+            return
+        self.stands_back = False
+        # who waited for this one to close has been told that it did
+        self._close_future = asyncio.get_running_loop().create_future()
+        await self._take_session(self._former())
+        connected = self._join(self.kernel_id)
+        if connected is not None:
+            await connected
+
+    def _close_unused(self) -> None:
+        if self.stands_back and self.ws_connection is not None:
+            self.ws_connection.stream.close()
+
+    def _join(self, kernel_id: str) -> Any:
+        self.is_open, self.open_since = True, asyncio.get_running_loop().time()
         if kernel_id in self.kernel_manager and self.kernel_manager.ports_changed(kernel_id):
             # What is kept for a session leads to the kernel before the restart. Jupyter Server asks for this only where something
             # is kept: at a later time, of connections that are good, which then bring each message a second time.

@@ -49,6 +49,21 @@ async def test_cells(gateway: Gateway, kernel: str) -> None:
         assert many.text == "".join(f"{i}\n" for i in range(2000))
 
 
+@pytest.mark.parametrize("used", ["the first", "the second"])
+async def test_of_two_connections_of_a_session_that_come_together_the_one_that_speaks_has_it(
+    gateway: Gateway, kernel: str, used: str
+) -> None:
+    """As JupyterLab's server makes them, of which one is nobody's: whichever comes first."""
+    session = uuid.uuid4().hex
+    async with gateway.channels(kernel, session=session) as first, gateway.channels(kernel, session=session) as second:
+        speaks, silent = (first, second) if used == "the first" else (second, first)
+        assert (await speaks.execute("6 * 7")).text == "42"
+        assert (await speaks.execute("print('on')")).text == "on\n"
+        # the other one is closed, and nobody misses it
+        await silent.closed()
+        assert (await speaks.execute("6 * 7")).text == "42"
+
+
 async def test_an_empty_cell_does_not_wait(gateway: Gateway, kernel: str) -> None:
     async with gateway.channels(kernel) as channels:
         took = []
