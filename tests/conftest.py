@@ -76,9 +76,12 @@ async def gateway_on(
     """
     write_kernelspecs(directory, profiles, raw)
     async with running_gateway(directory, {**backend.environment, **(environment or {})}, configuration=configuration) as gateway:
-        yield gateway
-        if configuration:
-            await shut_down_all({**backend.environment, **(environment or {})})
+        try:
+            yield gateway
+        finally:
+            # after a test that failed as well, or those after it fail with it
+            if configuration:
+                await shut_down_all({**backend.environment, **(environment or {})})
     try:
         await until(backend.is_empty, "the last kernel's pod and record to go")
     except AssertionError as error:
