@@ -53,9 +53,10 @@ async def measure(gateway: Gateway, name: str, times: Times) -> None:
     begin = time.monotonic()
     kernel = await gateway.start(name)
     async with gateway.channels(kernel) as channels:
-        assert (await channels.execute("1 + 1", seconds=SECONDS)).text == "2"
+        # not by their results: stock Toree's may come after it says that it is idle
+        assert (await channels.execute("1 + 1", seconds=SECONDS)).status == "ok"
         times["first cell"].append(time.monotonic() - begin)
-        assert (await channels.execute(JOB, seconds=SECONDS)).text == "1000"
+        assert (await channels.execute(JOB, seconds=SECONDS)).status == "ok"
         times["first Spark job"].append(time.monotonic() - begin)
     await gateway.stop(kernel)
 

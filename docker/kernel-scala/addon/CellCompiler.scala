@@ -47,6 +47,10 @@ class CellCompiler(settings: Settings, out: JPrintWriter) extends IMain(settings
     }
   }
 
+  /** A module of the cells' is one that this has compiled; what runs is asked only after that, because reflection begins slowly. */
+  override def getModuleIfDefined(path: String): global.Symbol =
+    global.rootMirror.getModuleIfDefined(path) orElse super.getModuleIfDefined(path)
+
   /** The type of an expression as text, or None. */
   def typeOf(expression: String): Option[String] = {
     val found = typeOfExpression(expression, silent = true)

@@ -37,14 +37,13 @@ class CellInterpreter(config: Config) extends ScalaInterpreter(config) {
     this
   }
 
-  /** Defines what cells find: `kernel`, `spark`, `sc` and Spark's implicits. In one piece, because each one costs a compilation. */
+  /** Has cells find what is predefined. */
   override protected def bindVariables(): Unit = {
     CellInterpreter.kernel = kernel.asInstanceOf[Kernel]
     val session = config.getString("spark_context_initialization_mode")
-    val code = KernelCode + (if (session == "none") "" else SparkCode)
     // errors of the code before would count as errors of this
     compiler.reporter.reset()
-    val result = compiler.beQuietDuring(compiler.interpret(code))
+    val result = compiler.beQuietDuring(compiler.interpret(if (session == "none") Predefined.Imports else PredefinedWithSpark.Imports))
     if (result != IR.Success) throw new IllegalStateException(s"The kernel's own code fails: $lastResultOut")
     lastResultOut.reset()
   }
@@ -182,18 +181,4 @@ object CellInterpreter {
   private val Result = """(?s)(\w+): (.*?) =\s\n?(.*?)\n*""".r
 
   private def isName(char: Char): Boolean = char.isLetterOrDigit || char == '_' || char == '$'
-
-  private val KernelCode =
-    """@transient implicit val kernel: org.apache.toree.kernel.api.Kernel = org.apache.toree.elastic.CellInterpreter.kernel
-      |""".stripMargin
-  private val SparkCode =
-    """import org.apache.spark.SparkContext._
-      |import org.apache.spark.sql.{SQLContext, SQLImplicits, SparkSession}
-      |def spark: org.apache.spark.sql.SparkSession = kernel.sparkSession
-      |def sc: org.apache.spark.SparkContext = kernel.sparkContext
-      |object implicits extends SQLImplicits with Serializable {
-      |  protected override def _sqlContext: SQLContext = SparkSession.builder.getOrCreate.sqlContext
-      |}
-      |import implicits._
-      |""".stripMargin
 }

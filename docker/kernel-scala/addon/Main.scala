@@ -19,8 +19,8 @@ import org.apache.toree.kernel.protocol.v5.kernel.socket._
 import org.apache.toree.kernel.protocol.v5.kernel.{ActorLoader, SimpleActorLoader}
 import org.apache.toree.kernel.protocol.v5.{KMBuilder, MessageType, SocketType, SystemActorType}
 import org.apache.toree.magic.MagicManager
-import org.apache.toree.plugins.{AllInterpretersReady, PluginManager}
-import org.apache.toree.utils.{FileUtils, LogLike, TaskManager}
+import org.apache.toree.plugins.PluginManager
+import org.apache.toree.utils.{DataFrameConverter, FileUtils, LogLike, TaskManager}
 
 import scala.collection.JavaConverters._
 
@@ -97,13 +97,10 @@ trait Wiring extends BareInitialization with ComponentInitialization with Handle
     spark = new Spark(config.getString("spark_context_initialization_mode"), group, () => interpreter.classLoaderOfCells)
     val downloader = new Downloader
     downloader.setDownloadDirectory(FileUtils.createManagedTempDirectory("toree_add_deps"))
-    val plugins = new NamedPlugins
-    Seq(interpreter, downloader, config, plugins).foreach(plugins.dependencyManager.add(_))
-    val kernel = new CellKernel(config, loader, interpreters, comms, plugins, streams, spark)
-    plugins.dependencyManager.add(kernel)
+    lazy val plugins: NamedPlugins = new NamedPlugins(Seq(interpreter, downloader, config, plugins, kernel, new DataFrameConverter))
+    lazy val kernel: CellKernel = new CellKernel(config, loader, interpreters, comms, plugins, streams, spark)
     plugins.initialize()
     interpreters.initializeInterpreters(kernel)
-    plugins.fireEvent(AllInterpretersReady)
     val magics = new Magics(plugins, interpreter, spark, streams.out)
     requests = new Requests(send, loader, interpreter, magics, spark, streams, group, storage)
     (storage, registrar, comms, interpreter, kernel, downloader, kernel.magics, plugins, collection.mutable.Map.empty)

@@ -5,21 +5,37 @@ import java.net.{URI, URL}
 
 import org.apache.toree.dependencies.{CoursierDependencyDownloader, Credentials}
 import org.apache.toree.magic.builtin
-import org.apache.toree.plugins.dependencies.DependencyManager
+import org.apache.toree.plugins.annotations.Init
+import org.apache.toree.plugins.dependencies.{Dependency, DependencyManager}
 import org.apache.toree.plugins.{Plugin, PluginManager}
-import org.apache.toree.utils.DataFrameConverter
 
-/** The magics by name: to look for them, as Toree does, takes seconds at each start. */
-class NamedPlugins extends PluginManager {
+/** The magics by name: to look for them, as Toree does, takes seconds at each start.
+  *
+  * @param parts what a magic may ask for in its methods that are marked with Init
+  */
+class NamedPlugins(parts: => Seq[AnyRef]) extends PluginManager(dependencyManager = new LateDependencies(parts)) {
   private val classes = Seq(
     classOf[AddDeps], classOf[AddJar], classOf[builtin.Html], classOf[builtin.JavaScript],
-    classOf[builtin.ShowOutput], classOf[builtin.ShowTypes], classOf[builtin.Truncation], classOf[DataFrameConverter]
+    classOf[builtin.ShowOutput], classOf[builtin.ShowTypes], classOf[builtin.Truncation]
   )
 
   override def initialize(): Seq[Plugin] = {
+    val given = parts
     val loaded = classes.map(found => loadPlugin(found.getName, found).get)
-    initializePlugins(loaded, DependencyManager.Empty).flatMap(_.toTry.failed.toOption).foreach(throw _)
+    for (plugin <- loaded; method <- plugin.getClass.getMethods if method.isAnnotationPresent(classOf[Init]))
+      method.invoke(plugin, method.getParameterTypes.map(kind => given.find(kind.isInstance).get): _*)
     loaded
+  }
+}
+
+/** What plugins that users load may ask for. Each takes Scala's reflection, which would take a third of a second of each start. */
+class LateDependencies(parts: => Seq[AnyRef]) extends DependencyManager {
+  private lazy val filled: Unit = parts.foreach(add(_))
+
+  // how a PluginManager looks into this
+  override def toSeq: Seq[Dependency[_ <: AnyRef]] = {
+    filled
+    super.toSeq
   }
 }
 

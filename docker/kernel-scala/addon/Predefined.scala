@@ -1,0 +1,28 @@
+package org.apache.toree.elastic
+
+import org.apache.spark.SparkContext
+import org.apache.spark.sql.{SQLContext, SQLImplicits, SparkSession}
+import org.apache.toree.kernel.api.Kernel
+
+/** What cells find without a Spark session. It is here, and not in code that each start compiles, because that takes a second. */
+object Predefined extends WithKernel {
+  private[elastic] val Imports = s"import ${pathOf(this)}._"
+  private[elastic] def pathOf(predefined: AnyRef): String = predefined.getClass.getName.stripSuffix("$")
+}
+
+/** What cells find with one: also Spark's implicits. */
+object PredefinedWithSpark extends SQLImplicits with WithKernel {
+  private[elastic] val Imports =
+    s"""import org.apache.spark.SparkContext._
+       |import org.apache.spark.sql.{SQLContext, SQLImplicits, SparkSession}
+       |import ${Predefined.pathOf(this)}._""".stripMargin
+
+  def spark: SparkSession = kernel.sparkSession
+  def sc: SparkContext = kernel.sparkContext
+  lazy val implicits: SQLImplicits = this
+  protected override def _sqlContext: SQLContext = SparkSession.builder.getOrCreate.sqlContext
+}
+
+trait WithKernel {
+  implicit lazy val kernel: Kernel = CellInterpreter.kernel
+}
