@@ -83,6 +83,8 @@ _LOOKS: Final = 2
 _LOOK_SECONDS: Final = 2.0
 # Reasons of pods that a kubelet would not take (it looks at them once more than the scheduler does).
 _NOT_TAKEN: Final = ("UnexpectedAdmissionError", "NodeAffinity", "NodeSelectorMismatching", "TopologyAffinityError", "NodePorts", "OutOf")
+# Reasons of containers that a runtime could not start.
+_NOT_STARTED: Final = ("StartError", "ContainerCannotRun")
 _VOLUME_EVENTS: Final = ("FailedMount", "FailedAttachVolume", "FailedMapVolume")
 
 
@@ -132,6 +134,12 @@ def exit_code(pod: Object) -> int | None:
     return int(terminated["exitCode"]) if terminated else None
 
 
+def last_words(pod: Object) -> str:
+    """Return the end of the log of a container that ran and failed, as far as its kubelet kept it."""
+    terminated = container_state(pod.get("status") or {}).get("terminated") or {}
+    return "" if terminated.get("reason") in _NOT_STARTED else str(terminated.get("message") or "")
+
+
 def has_ended(pod: Object) -> bool:
     """Tell whether a pod's container has come to its end."""
     return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed") or exit_code(pod) is not None
@@ -161,7 +169,7 @@ def _ended(pod: Object, disrupted: Disruption | None) -> Status:
         return failed(_out_of_memory(pod), Cause.OUT_OF_MEMORY)
     if disrupted is not None:
         return failed(disrupted.words, disrupted.cause)
-    if reason in ("StartError", "ContainerCannotRun"):
+    if reason in _NOT_STARTED:
         return failed(words.start(message, pod["spec"]["containers"][0]), Cause.UNSTARTABLE)
     if reason == "DeadlineExceeded":
         return failed("it ran for longer than it may", Cause.COMPLETED)
