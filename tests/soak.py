@@ -41,6 +41,8 @@ THINKS = (1.0, 8.0)
 # what may take so long where everything fails, and longer is a failure
 PATIENCE = 90.0
 CELL = 45.0
+# for how long a gateway may list a kernel whose record came and went between two of its looks, and then some
+LISTED = 45.0
 BROKEN = (aiohttp.ClientError, ConnectionError, asyncio.TimeoutError)
 UNDEFINED = -1
 Fault = Callable[["Soak"], Awaitable[None]]
@@ -387,7 +389,7 @@ async def _nothing_is_left(soak: Soak, users: Sequence[User]) -> None:
     for replica in soak.replicas:
         assert replica.gateway is not None
         try:
-            await until(lambda gateway=replica.gateway: _has_none(gateway, users), "nobody to have a kernel", seconds=15)
+            await until(lambda gateway=replica.gateway: _has_none(gateway, users), "nobody to have a kernel", seconds=LISTED)
         except AssertionError as error:
             soak.fail(str(error))
 
