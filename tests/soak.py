@@ -228,7 +228,8 @@ class User:
                 async with gateway.channels(kernel.identity, headers=self._headers) as channels:
                     if interrupted:
                         cell = await asyncio.wait_for(channels.begin(code), CELL)
-                        await self.ask("POST", f"{path}/interrupt", 204, 409)
+                        # one whose pod is killed meanwhile may be gone; of any other, the cell's end tells
+                        await self.ask("POST", f"{path}/interrupt", 204, 404, 409)
                         reply = await asyncio.wait_for(channels.finish(cell), CELL)
                     else:
                         reply = await channels.execute(code, seconds=CELL)
