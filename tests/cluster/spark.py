@@ -25,13 +25,16 @@ TOLD_SECONDS = 5.0
 COMMAND = ["python", "{launchers}/spark.py", "{connection_file}"]
 # of a profile's part for executors
 SMALL: dict[str, Any] = {"max": 2, "cpu": {"request": "50m", "limit": 1}, "memory": "800Mi", "spot": True}
-# on both executors, because each task takes a while and there are more of them than one can run
+# on both executors: each task takes a while, and where one has done all before the other was there, there are more
 HOSTS = """
 def host(_):
     import socket, time
     time.sleep(0.5)
     return socket.gethostname()
-print(*sorted(set(sc.parallelize(range(16), 16).map(host).collect())))
+hosts = set()
+while len(hosts) < 2:
+    hosts.update(sc.parallelize(range(16), 16).map(host).collect())
+print(*sorted(hosts))
 """
 
 

@@ -206,7 +206,8 @@ async def test_an_idle_kernel_costs_the_api_server_nothing(gateway: Gateway, clu
 
 async def test_a_launch_costs_two_requests(gateway: Gateway, cluster: EmbeddedCluster) -> None:
     kernel = await gateway.start("small")
-    requests = {key: count for key, count in cluster.faults.requests.items() if key[0] != "watch"}
+    # one that takes longer than usual has its pod's events looked at
+    requests = {key: count for key, count in cluster.faults.requests.items() if key[0] != "watch" and key[1] != "events"}
     assert requests == {("create", "secrets"): 1, ("create", "pods"): 1}
     await gateway.stop(kernel)
 

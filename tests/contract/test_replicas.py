@@ -17,7 +17,7 @@ from aiohttp import web
 
 from tests.conftest import Backend
 from tests.contract.deployment import ANA, gateway, listed, run, start
-from tests.gateway import Gateway, free_port, until
+from tests.gateway import Gateway, until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -79,10 +79,9 @@ async def round_robin(gateways: list[Gateway]) -> AsyncIterator[str]:
     application.router.add_route("*", "/{path:.*}", pass_on)
     runner = web.AppRunner(application)
     await runner.setup()
-    port = free_port()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
     async with aiohttp.ClientSession() as client:
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     await runner.cleanup()
 
 
