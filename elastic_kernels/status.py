@@ -100,7 +100,7 @@ def classify(
     """Return what ``pod`` is doing at the moment ``now``, or what became of it.
 
     ``pod`` is as the API has it, or with ``is_gone`` as it had it last; None if that is not known. ``events`` are those of this
-    pod, in any order; ``node`` is its node, where that is watched; ``answers`` says that the kernel has answered. Called on the
+    pod, in any order; ``node`` is its node, where that is watched; ``answers`` says that the kernel has answered in it. Called on the
     event loop for every change of a pod.
     """
     if pod is None:
@@ -115,7 +115,8 @@ def classify(
         return Status(Phase.FAILED, sentence, hopeless=True, cause=cause)
     if pod["metadata"].get("deletionTimestamp"):
         return _terminating(pod, disrupted)
-    if "running" in container_state(status) or status.get("phase") == "Running":
+    # a kernel may answer before its kubelet says that it runs
+    if answers or "running" in container_state(status) or status.get("phase") == "Running":
         return _running(begun(pod), disrupted, answers)
     if is_scheduled(pod):
         return _on_node(pod, container_state(status).get("waiting") or {}, happened)

@@ -233,7 +233,7 @@ class Keeper:
             return
         self._recorded.add(kernel_id)
         latest = reach.latest(pods)
-        key = kernel.process_proxy.key if kernel.process_proxy is not None else None
+        key = serving.key_of(kernel)
         if latest is None or _key(latest) == key or latest["metadata"].get("deletionTimestamp"):
             self.health.look(cluster, kernel_id, item, pods, now)
         elif meeting.is_worth(latest) and not status.has_ended(latest):
