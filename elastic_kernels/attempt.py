@@ -35,6 +35,12 @@ _LOOK_AGAIN: Final = 1.0
 # A record that has no pod for longer is nobody's (see the sweeper).
 _QUOTA_SECONDS: Final = 20.0
 _LOG_LINES: Final = 5
+# what a kubelet has in place of a log that is gone
+_NO_LOG: Final = (
+    "Error on reading termination message from logs: ",
+    "failed to try resolving symlinks in path ",
+    "unable to retrieve container logs for ",
+)
 
 
 @dataclass(frozen=True)
@@ -287,11 +293,14 @@ class Attempt:
         pod_ = self._cluster.pods.get(self._key)
         if pod_ is None or status.exit_code(pod_) is None:
             return ""
-        try:
-            lines = one_line(await self._cluster.client.pod_log(*self._key, lines=_LOG_LINES), limit=600)
-        except ElasticKernelsError as error:
-            log.info("The log of the pod %s cannot be read: %s", "/".join(self._key), error)
-            return ""
+        said = status.last_words(pod_)
+        if not said or said.startswith(_NO_LOG):
+            try:
+                said = await self._cluster.client.pod_log(*self._key, lines=_LOG_LINES)
+            except ElasticKernelsError as error:
+                log.info("The log of the pod %s cannot be read: %s", "/".join(self._key), error)
+                return ""
+        lines = "" if said.startswith(_NO_LOG) else one_line("\n".join(said.splitlines()[-_LOG_LINES:]), limit=600)
         return f" The end of its log: {lines}" if lines else ""
 
 

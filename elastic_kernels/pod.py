@@ -130,6 +130,8 @@ def _container(
             "name": CONTAINER,
             "image": request.image,
             "imagePullPolicy": profile.image_pull_policy,
+            # a launch that fails says the end of its log, which need not be looked for then, and may be gone
+            "terminationMessagePolicy": "FallbackToLogsOnError",
             "command": _command(profile, record, launch),
             # where JupyterLab starts, too
             "workingDir": profile.working_directory or home,

@@ -83,6 +83,8 @@ _LOOKS: Final = 2
 _LOOK_SECONDS: Final = 2.0
 # Reasons of pods that a kubelet would not take (it looks at them once more than the scheduler does).
 _NOT_TAKEN: Final = ("UnexpectedAdmissionError", "NodeAffinity", "NodeSelectorMismatching", "TopologyAffinityError", "NodePorts", "OutOf")
+# Reasons of containers that a runtime could not start.
+_NOT_STARTED: Final = ("StartError", "ContainerCannotRun")
 _VOLUME_EVENTS: Final = ("FailedMount", "FailedAttachVolume", "FailedMapVolume")
 
 
@@ -98,7 +100,7 @@ def classify(
     """Return what ``pod`` is doing at the moment ``now``, or what became of it.
 
     ``pod`` is as the API has it, or with ``is_gone`` as it had it last; None if that is not known. ``events`` are those of this
-    pod, in any order; ``node`` is its node, where that is watched; ``answers`` says that the kernel has answered. Called on the
+    pod, in any order; ``node`` is its node, where that is watched; ``answers`` says that the kernel has answered in it. Called on the
     event loop for every change of a pod.
     """
     if pod is None:
@@ -113,7 +115,8 @@ def classify(
         return Status(Phase.FAILED, sentence, hopeless=True, cause=cause)
     if pod["metadata"].get("deletionTimestamp"):
         return _terminating(pod, disrupted)
-    if "running" in container_state(status) or status.get("phase") == "Running":
+    # a kernel may answer before its kubelet says that it runs
+    if answers or "running" in container_state(status) or status.get("phase") == "Running":
         return _running(begun(pod), disrupted, answers)
     if is_scheduled(pod):
         return _on_node(pod, container_state(status).get("waiting") or {}, happened)
@@ -130,6 +133,12 @@ def exit_code(pod: Object) -> int | None:
     """Return the exit code of a pod's container, or None while it has none."""
     terminated = container_state(pod.get("status") or {}).get("terminated")
     return int(terminated["exitCode"]) if terminated else None
+
+
+def last_words(pod: Object) -> str:
+    """Return the end of the log of a container that ran and failed, as far as its kubelet kept it."""
+    terminated = container_state(pod.get("status") or {}).get("terminated") or {}
+    return "" if terminated.get("reason") in _NOT_STARTED else str(terminated.get("message") or "")
 
 
 def has_ended(pod: Object) -> bool:
@@ -161,7 +170,7 @@ def _ended(pod: Object, disrupted: Disruption | None) -> Status:
         return failed(_out_of_memory(pod), Cause.OUT_OF_MEMORY)
     if disrupted is not None:
         return failed(disrupted.words, disrupted.cause)
-    if reason in ("StartError", "ContainerCannotRun"):
+    if reason in _NOT_STARTED:
         return failed(words.start(message, pod["spec"]["containers"][0]), Cause.UNSTARTABLE)
     if reason == "DeadlineExceeded":
         return failed("it ran for longer than it may", Cause.COMPLETED)

@@ -19,6 +19,7 @@ class Between:
         self._port = 0
         self.loses = False
         """Whether what the gateway says is swallowed; the gateway does not notice."""
+        self._lost = bytearray()
         self._swallowed = asyncio.Event()
 
     @property
@@ -47,10 +48,11 @@ class Between:
         for client, _ in tuple(self._pairs):
             client.transport.abort()
 
-    async def swallowed(self) -> None:
-        """Wait until something of the gateway's was lost."""
-        self._swallowed.clear()
-        await self._swallowed.wait()
+    async def swallowed(self, part: bytes) -> None:
+        """Wait until this was among what was lost of the gateway's."""
+        while part not in self._lost:
+            self._swallowed.clear()
+            await self._swallowed.wait()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         parts = urlsplit(self.gateway)
@@ -72,6 +74,7 @@ class Between:
         with suppress(ConnectionError):
             while data := await reader.read(65536):
                 if from_gateway and self.loses:
+                    self._lost += data
                     self._swallowed.set()
                     continue
                 writer.write(data)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from elastic_kernels.cluster import Client, Object
 from elastic_kernels.embedded import EmbeddedCluster
@@ -22,6 +23,10 @@ from elastic_kernels.record import Record
 from tests.gateway import Gateway, running_gateway, until, write_kernelspecs
 
 KERNEL_IMAGE = "elastic-kernels/kernel-python:dev"
+
+# how long an example takes is the machine's affair
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @dataclass

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import socket
 import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ import aiohttp
 from elastic_kernels.profiles import Profile, to_kernelspec
 
 SECONDS = 60.0
+# below those that the operating system gives to connections and to whoever asks for any, also between a port's choice and its use
+PORTS = range(20000, 30000)
 
 
 @dataclass
@@ -258,7 +261,12 @@ async def until(condition: Any, what: str, *, seconds: float = SECONDS) -> Any:
         await asyncio.sleep(0.05)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port(neighbours: int = 0) -> int:
+    """Return a port that is free, as are so many after it."""
+    while True:
+        port = random.choice(PORTS)
+        with suppress(OSError):
+            for each in range(port, port + neighbours + 1):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", each))
+            return port

@@ -41,6 +41,8 @@ THINKS = (1.0, 8.0)
 # what may take so long where everything fails, and longer is a failure
 PATIENCE = 90.0
 CELL = 45.0
+# for how long a gateway may list a kernel whose record came and went between two of its looks, and then some
+LISTED = 45.0
 BROKEN = (aiohttp.ClientError, ConnectionError, asyncio.TimeoutError)
 UNDEFINED = -1
 Fault = Callable[["Soak"], Awaitable[None]]
@@ -226,7 +228,8 @@ class User:
                 async with gateway.channels(kernel.identity, headers=self._headers) as channels:
                     if interrupted:
                         cell = await asyncio.wait_for(channels.begin(code), CELL)
-                        await self.ask("POST", f"{path}/interrupt", 204, 409)
+                        # one whose pod is killed meanwhile may be gone; of any other, the cell's end tells
+                        await self.ask("POST", f"{path}/interrupt", 204, 404, 409)
                         reply = await asyncio.wait_for(channels.finish(cell), CELL)
                     else:
                         reply = await channels.execute(code, seconds=CELL)
@@ -387,7 +390,7 @@ async def _nothing_is_left(soak: Soak, users: Sequence[User]) -> None:
     for replica in soak.replicas:
         assert replica.gateway is not None
         try:
-            await until(lambda gateway=replica.gateway: _has_none(gateway, users), "nobody to have a kernel", seconds=15)
+            await until(lambda gateway=replica.gateway: _has_none(gateway, users), "nobody to have a kernel", seconds=LISTED)
         except AssertionError as error:
             soak.fail(str(error))
 

@@ -26,6 +26,8 @@ _REFERENCE: Final = re.compile(r"\$(\$|\(([A-Za-z_][A-Za-z0-9_.-]*)\))")
 _RETRY_SECONDS: Final = 1.0
 _PROBE_SECONDS: Final = 0.1
 _BACK_OFF_SECONDS: Final = 10.0
+# bytes that a status takes of a log
+_MESSAGE: Final = 2048
 
 Key = tuple[str, str]
 
@@ -142,10 +144,17 @@ class Kubelet:
             reason = "Completed" if code == 0 else "Error"
             more = _OVERDUE if overdue else {}
             ok = code == 0 and not overdue
-            self._report(pod, {"terminated": _terminated(code, reason, now())}, "Succeeded" if ok else "Failed", more=more)
+            message = "" if code == 0 else self._last_words(pod)
+            self._report(pod, {"terminated": _terminated(code, reason, now(), message)}, "Succeeded" if ok else "Failed", more=more)
         finally:
             process.kill()
             deletion.cancel()
+
+    def _last_words(self, pod: Object) -> str:
+        """Return the end of a container's log if the pod asks for that."""
+        if pod["spec"]["containers"][0].get("terminationMessagePolicy") != "FallbackToLogsOnError":
+            return ""
+        return self.log_of(pod).read_bytes()[-_MESSAGE:].decode("utf-8", "replace")
 
     def _grace(self, pod: Object) -> float:
         latest = self._store.find("pods", *_key(pod)) or pod

@@ -36,6 +36,9 @@ _PATIENCE: Final = 10.0
 _ACCEPTED: Final = 5.0
 # How long a request for a kernel that is not known waits for a copy that is not kept up.
 _CATCH_UP: Final = 5.0
+# By how much another gateway may be ahead of the copy here, and by how much a kubelet may be behind a kernel that answers already.
+_AHEAD: Final = 0.5
+_BEHIND: Final = 2.0
 # A record that was created here is in the copy by then, or has been deleted meanwhile.
 _UNSEEN: Final = 30.0
 _TRIED_AGAIN: Final = 15.0
@@ -123,10 +126,10 @@ class Keeper:
             if self._tasks:
                 await asyncio.wait(list(self._tasks.values()), timeout=_PATIENCE)
 
-    async def find(self, kernel_id: str, *, is_to_answer: bool = False) -> None:
+    async def find(self, kernel_id: str, *, is_to_answer: bool = False, is_to_end: bool = False) -> None:
         """Return once a kernel that the cluster has is served here, and if it ``is_to_answer``, in the pod that it is in now.
 
-        Raises ClusterAwayError where it is not known, and another gateway may know it.
+        One that ``is_to_end`` need not run yet. Raises ClusterAwayError where it is not known, and another gateway may know it.
         """
         if not self._looked.is_set():
             await self.complete()
@@ -140,10 +143,25 @@ class Keeper:
         if kernel_id in self._kernels:
             self._look_after(cluster, kernel_id, asyncio.get_running_loop().time())
         else:
-            self._meet_other(cluster, kernel_id)
+            await self._meet_soon(cluster, kernel_id, is_to_end)
         task = self._tasks.get(kernel_id)
         if task is not None:
             await asyncio.wait({task}, timeout=_PATIENCE)
+
+    async def _meet_soon(self, cluster: Cluster, kernel_id: str, is_to_end: bool) -> None:
+        """Begin to serve a kernel, which a client may have from another gateway before all of it is known here."""
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        while True:
+            self._meet_other(cluster, kernel_id)
+            is_here = kernel_id in self._kernels or kernel_id in self._kernels._starting_kernels
+            if is_here or kernel_id in self._tasks or kernel_id in self._failed or self.has_ended(kernel_id):
+                return
+            is_known = cluster.record_of(kernel_id) is not None
+            left = begin + (_BEHIND if is_known else _AHEAD) - loop.time()
+            if left <= 0 or (is_known and is_to_end):
+                return
+            await self.change(left)
 
     def look(self, now: float) -> None:
         """Compare what is served with what there is, and begin whatever follows from it. ``now`` is the loop's time.
@@ -215,7 +233,7 @@ class Keeper:
             return
         self._recorded.add(kernel_id)
         latest = reach.latest(pods)
-        key = kernel.process_proxy.key if kernel.process_proxy is not None else None
+        key = serving.key_of(kernel)
         if latest is None or _key(latest) == key or latest["metadata"].get("deletionTimestamp"):
             self.health.look(cluster, kernel_id, item, pods, now)
         elif meeting.is_worth(latest) and not status.has_ended(latest):

@@ -20,6 +20,7 @@ from tornado import iostream, web
 from elastic_kernels import names, reach, status
 from elastic_kernels.cluster import Cluster, Object
 from elastic_kernels.errors import ElasticKernelsError, NotFoundError
+from elastic_kernels.gateway import serving
 from elastic_kernels.gateway.verified import Verified
 from elastic_kernels.identity import User
 from elastic_kernels.starts import NOT_TAKEN
@@ -71,7 +72,8 @@ def report(cluster: Cluster, kernel: Any, kernel_id: str, events: Iterable[Objec
         return Report(Status(Phase.TERMINATING, "its pod is gone", hopeless=True), "", profile)
     if pod is None:
         return Report(Status(Phase.QUEUED, NOT_TAKEN), item["metadata"]["creationTimestamp"] if item else "", profile)
-    found = status.classify(pod, events, datetime.now(timezone.utc), node=cluster.node_of(pod), answers=kernel is not None)
+    answers = kernel is not None and serving.key_of(kernel) == (pod["metadata"]["namespace"], pod["metadata"]["name"])
+    found = status.classify(pod, events, datetime.now(timezone.utc), node=cluster.node_of(pod), answers=answers)
     if found.phase is Phase.READY and kernel.warning:
         found = replace(found, sentence=f"{found.sentence}; {kernel.warning}")
     return Report(found, found.since or pod["metadata"]["creationTimestamp"], profile)

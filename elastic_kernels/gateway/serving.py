@@ -14,11 +14,16 @@ from jupyter_server._tz import utcnow
 from jupyter_server.services.kernels.handlers import ZMQChannelsHandler
 
 from elastic_kernels import disruption, names, status
-from elastic_kernels.cluster import Cluster, Object
+from elastic_kernels.cluster import Cluster, Key, Object
 from elastic_kernels.gateway import activity
 from elastic_kernels.identity import User
 from elastic_kernels.launch import Started
 from elastic_kernels.record import Record
+
+
+def key_of(kernel: Any) -> Key | None:
+    """Return the pod in which a kernel is served here."""
+    return kernel.process_proxy.key if kernel.process_proxy is not None else None
 
 
 def take_up(kernels: Any, cluster: Cluster, record: Record, started: Started, pod: Object | None) -> Any:

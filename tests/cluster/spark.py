@@ -11,6 +11,7 @@ from kubernetes.aio import client
 
 from elastic_kernels.cluster import Object
 from elastic_kernels.profiles import Profile
+from elastic_kernels.status import has_ended
 from tests.cluster.conftest import connected
 from tests.conftest import Backend, profile
 from tests.gateway import until
@@ -24,13 +25,16 @@ TOLD_SECONDS = 5.0
 COMMAND = ["python", "{launchers}/spark.py", "{connection_file}"]
 # of a profile's part for executors
 SMALL: dict[str, Any] = {"max": 2, "cpu": {"request": "50m", "limit": 1}, "memory": "800Mi", "spot": True}
-# on both executors, because each task takes a while and there are more of them than one can run
+# on both executors: each task takes a while, and where one has done all before the other was there, there are more
 HOSTS = """
 def host(_):
     import socket, time
     time.sleep(0.5)
     return socket.gethostname()
-print(*sorted(set(sc.parallelize(range(16), 16).map(host).collect())))
+hosts = set()
+while len(hosts) < 2:
+    hosts.update(sc.parallelize(range(16), 16).map(host).collect())
+print(*sorted(hosts))
 """
 
 
@@ -58,22 +62,27 @@ async def executors(backend: Backend, namespace: str = "") -> list[Object]:
 
 
 async def until_gone(backend: Backend, namespace: str = "", *, of: set[str] | None = None) -> None:
-    """Wait until the executors, or those with the uids ``of``, are told to end, and then until they have gone."""
+    """Wait until the executors, or those with the uids ``of``, are told to end, then until none of them runs, and until they are forgotten.
 
-    async def left(*, is_told: bool) -> list[Object]:
-        there = [item["metadata"] for item in await executors(backend, namespace)]
-        ours = [metadata for metadata in there if of is None or metadata["uid"] in of]
-        return [metadata for metadata in ours if is_told or "deletionTimestamp" not in metadata]
+    What has ended holds nothing of its node any more; its kubelet looks through it at leisure.
+    """
+
+    async def left() -> list[Object]:
+        return [item for item in await executors(backend, namespace) if of is None or item["metadata"]["uid"] in of]
 
     async def are_told() -> bool:
-        return not await left(is_told=False)
+        return all("deletionTimestamp" in item["metadata"] for item in await left())
 
     async def are_gone() -> bool:
-        return not await left(is_told=True)
+        return all(has_ended(item) for item in await left())
+
+    async def are_forgotten() -> bool:
+        return not await left()
 
     begin = time.monotonic()
     await until(are_told, "the executors to be told to end", seconds=TOLD_SECONDS)
     await until(are_gone, "the executors to go", seconds=GONE_SECONDS - (time.monotonic() - begin))
+    await until(are_forgotten, "the executors' pods to be deleted", seconds=60)
 
 
 async def gone(backend: Backend, namespace: str = "") -> bool:

@@ -122,14 +122,17 @@ async def test_the_api_server_is_away(
     assert watching.cancelled(), watching.exception()
     assert seen <= WELL, seen
     figure(f"what the status said of the kernels that ran: {sorted(seen)}")
-    # what was given up while the server was away has left nothing
-    assert len(await backend.records()) == 4
+    await until(lambda: are_left(backend, 4), "what was given up while the server was away to leave nothing")
     for kernel in (counting, used, to_be_restarted, body["id"]):
         assert (await ask(gateway, "DELETE", f"/api/kernels/{kernel}"))[0] == 204
 
 
 async def gone(backend: Backend, kernel: str) -> bool:
     return not await backend.pods(kernel) and kernel not in str([item["metadata"] for item in await backend.records()])
+
+
+async def are_left(backend: Backend, count: int) -> bool:
+    return len(await backend.records()) == count
 
 
 async def idle(gateway: Gateway, kernel: str) -> bool:

@@ -148,7 +148,7 @@ async def test_what_was_sent_after_a_failing_cell_is_not_run(channels: Channels)
     content = {"silent": False, "stop_on_error": True, "allow_stdin": False}
     sent = [
         await channels.send("shell", "execute_request", {"code": code, **content})
-        for code in ('Thread.sleep(500); sys.error("first")', "val second = 2", "val third = 3")
+        for code in ('Thread.sleep(2000); sys.error("first")', "val second = 2", "val third = 3")
     ]
     statuses: dict[str, str] = {}
     while len(statuses) < len(sent):

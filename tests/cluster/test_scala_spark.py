@@ -16,13 +16,14 @@ from tests.conftest import KERNEL_IMAGE, Backend, gateway_on
 from tests.gateway import PLUGGED_IN, Gateway, until
 from tests.volumes import IDENTITY, as_user, claim, kernel, refused, release
 
-# on both executors, because each task takes a while and there are more of them than one can run
+# on both executors: each task takes a while, and where one has done all before the other was there, there are more
 HOSTS = """
 case class Seen(host: String, what: String)
-val seen = sc.parallelize(1 to 16, 16).map { _ =>
+var seen = Set.empty[Seen]
+while (seen.size < 2) seen ++= sc.parallelize(1 to 16, 16).map { _ =>
   Thread.sleep(500)
   Seen(java.net.InetAddress.getLocalHost.getHostName, WORD)
-}.collect().toSet
+}.collect()
 println(seen.size + " " + seen.map(_.what).mkString(" "))
 """
 # as when the pod's machine runs out of memory

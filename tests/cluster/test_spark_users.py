@@ -17,7 +17,7 @@ from tests.gateway import PLUGGED_IN, Gateway, until
 from tests.volumes import IDENTITY, as_user, claim, kernel, release, wheel
 
 TEAM = {"name": "team", "mount_path": "/team", "claim": "efs"}
-# what each of two executors finds; tasks take a while, so that both get some
+# what each of two executors finds: tasks take a while, and where one has done all before the other was there, there are more
 FOUND = """
 def found(_):
     import socket, time
@@ -28,7 +28,9 @@ def found(_):
     except ImportError as error:
         what = str(error)
     return socket.gethostname(), what
-pairs = set(sc.parallelize(range(16), 16).map(found).collect())
+pairs = set()
+while len({{host for host, _ in pairs}}) < 2:
+    pairs.update(sc.parallelize(range(16), 16).map(found).collect())
 print(len(pairs), *sorted({{what for _, what in pairs}}))
 """
 

@@ -49,7 +49,7 @@ async def witness(api: Client, namespace: str) -> AsyncIterator[Witness]:
     async def look(resource: str, where: str | None) -> None:
         version = (await api.list(resource, where))["metadata"]["resourceVersion"]
         listening.set()
-        async with api.watch(resource, where, resourceVersion=version, timeoutSeconds="600") as events:
+        async with api.watch(resource, where, resourceVersion=version, timeoutSeconds="7200") as events:
             async for event in events:
                 item = event["object"]
                 if event["type"] == "BOOKMARK":  # it has no status either, and nothing was deleted

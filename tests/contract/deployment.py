@@ -15,6 +15,7 @@ PROFILES = {
     "small": profile("small", display_name="Small", limit_class="small"),
     "other": profile("other", limit_class="other"),
     "slow": SLOW,
+    "lingering": profile("lingering", limit_class="small", grace_period=60),
 }
 SETTINGS = {"ELASTIC_KERNELS_IDENTITY": "header", "ELASTIC_KERNELS_TRUSTED_PROXIES": "127.0.0.0/8"}
 ANA, BOB = {"X-Forwarded-User": "ana"}, {"X-Forwarded-User": "bob"}

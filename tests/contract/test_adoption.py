@@ -14,6 +14,8 @@ from tests.gateway import Gateway, until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
+LINGERS = "import atexit, time; _ = atexit.register(time.sleep, 50); print(1)"
+
 
 @pytest.mark.parametrize("ending", ["SIGTERM", "kill -9"])
 async def test_a_gateway_that_starts_serves_the_kernels_that_there_are(backend: Backend, tmp_path: Path, ending: str) -> None:
@@ -137,10 +139,11 @@ async def test_a_launch_under_way_outlasts_the_sigterm(backend: Backend, tmp_pat
 
 async def test_a_slot_that_is_taken_again_at_once_is_another_kernels(backend: Backend, tmp_path: Path) -> None:
     async with gateway(backend, tmp_path, ELASTIC_KERNELS_MAX_KERNELS_PER_CLASS="small=1") as running:
-        former = await start(running)
-        # its pod has its record for longer than the record has its name
-        assert await run(running, former, "import atexit, time; _ = atexit.register(time.sleep, 6); print(1)") == "1\n"
+        former = await start(running, "lingering")
+        # its pod has its record for longer than the record has its name, however long the next start takes
+        assert await run(running, former, LINGERS) == "1\n"
         assert (await running.request("DELETE", f"/api/kernels/{former}", headers=ANA))[0] == 204
         kernel = await start(running)
-        assert await backend.pods(former)
+        (pod,) = await backend.pods(former)
         assert await run(running, kernel, "print(2)") == "2\n"
+        await backend.api.delete("pods", backend.namespace, pod["metadata"]["name"], grace=0)

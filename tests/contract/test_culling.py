@@ -43,6 +43,7 @@ async def ends(running: Gateway, kernel: str) -> float:
 
 async def test_what_is_idle_is_shut_down_and_what_is_in_use_is_not(backend: Backend, tmp_path: Path) -> None:
     async with gateway(backend, tmp_path / "one") as one, gateway(backend, tmp_path / "two") as two:
+        begun = time.monotonic()
         idle, busy, connected, kept = await asyncio.gather(start(one), start(one), start(one), start(one, "for-ever"))
         begin = time.monotonic()
         async with one.channels(busy, headers=ANA) as channels:
@@ -51,11 +52,16 @@ async def test_what_is_idle_is_shut_down_and_what_is_in_use_is_not(backend: Back
             await channels.execute("x = 1")
 
             async def warned() -> bool:
-                sentence = (await two.request("GET", f"/api/kernels/{idle}/status", headers=ANA))[1].get("sentence", "")
-                return "it is shut down at" in sentence and "if nothing uses it until then" in sentence
+                # the one that looks first shuts it down, and the other may be a second behind
+                answers = [await each.request("GET", f"/api/kernels/{idle}/status", headers=ANA) for each in (one, two)]
+                sentences = [body.get("sentence", "") for _, body in answers]
+                return any("it is shut down at" in each and "if nothing uses it until then" in each for each in sentences)
 
             await until(warned, "its user to be warned", seconds=IDLE + 5)
-            assert IDLE - 2 < await ends(two, idle) - begin < IDLE + 10
+            ended = await ends(two, idle)
+            # the others may have taken longer to start
+            assert ended - begun > IDLE - 2
+            assert ended - begin < IDLE + 10
             while time.monotonic() < begin + 2.2 * IDLE:
                 for asked in (one, two):
                     assert await lives(asked, busy)
@@ -79,6 +85,8 @@ async def test_a_restarted_gateway_knows_since_when_a_kernel_is_idle(backend: Ba
     async with gateway(backend, tmp_path / "second") as second:
         met = time.monotonic()
         assert await lives(second, kernel)
-        # not as if it had been used when this gateway met it
-        assert await ends(second, kernel) - met < IDLE - 2
+        # not as if it had been used when this gateway met it; how long it takes to end then is another matter
+        await until(lambda: f"Kernel {kernel} has been idle for" in second.log, "the kernel to be culled")
+        assert time.monotonic() - met < IDLE - 2
+        await ends(second, kernel)
     await until(backend.is_empty, "its pod and its record to go")

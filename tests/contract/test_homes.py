@@ -67,12 +67,15 @@ async def test_a_notebook_finds_what_is_beside_it(backend: Backend, gateway: Gat
 async def test_a_home_that_one_machine_has_decides_where_the_kernel_runs(backend: Backend, gateway: Gateway) -> None:
     async with kernel(gateway, "leo", "spot") as run:  # nobody uses it yet
         await run(write("H", "here.txt", "x"))
+    # whose machine is the home's until it is gone
+    await until(backend.is_empty, "the kernel to go")
     async with pod(backend, "claim-leo", "import time; time.sleep(600)") as lab:
         await until(lambda: is_in_phase(backend, lab, "Running"), "leo's server")
         async with kernel(gateway, "leo", "here") as run:
             (found,) = await backend.pods(run.id)
             assert found["spec"]["nodeName"] == "general"
             assert await run(f"import os; {files('H')}") == "['here.txt']"
+        await until(backend.is_empty, "the kernel to go")
         status, sentence = await refused(gateway, "leo", "spot")
         assert (status, sentence) == (
             409,

@@ -90,8 +90,9 @@ async def test_restart_keeps_the_id_and_nothing_else(backend: Backend, gateway: 
 
 async def test_shutdown_runs_exit_handlers_and_leaves_nothing(backend: Backend, gateway: Gateway) -> None:
     kernel = await gateway.start("other")
-    code = "import atexit, sys, time; atexit.register(lambda: (time.sleep(1), print('farewell', file=sys.__stdout__, flush=True)))"
-    await gateway.run(kernel, code)
+    # it lingers, so that its log can still be read: a container that is gone has none
+    farewell = "time.sleep(1), print('farewell', file=sys.__stdout__, flush=True), time.sleep(3)"
+    await gateway.run(kernel, f"import atexit, sys, time; atexit.register(lambda: ({farewell}))")
     (pod,) = await backend.pods(kernel)
     name = pod["metadata"]["name"]
     log = asyncio.ensure_future(_last_log(backend, name))

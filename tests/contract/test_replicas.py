@@ -17,7 +17,7 @@ from aiohttp import web
 
 from tests.conftest import Backend
 from tests.contract.deployment import ANA, gateway, listed, run, start
-from tests.gateway import Gateway, free_port, until
+from tests.gateway import Gateway, until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -58,6 +58,15 @@ async def test_gateways_beside_each_other_serve_the_same_kernels(backend: Backen
         assert await listed(two) == await listed(one) == set()
 
 
+async def test_a_kernel_that_one_gateway_has_answered_with_is_there_at_the_next(backend: Backend, tmp_path: Path) -> None:
+    async with gateway(backend, tmp_path / "one") as one, gateway(backend, tmp_path / "two") as two:
+        for _ in range(5):
+            kernel = await start(one)
+            assert (await two.request("GET", f"/api/kernels/{kernel}", headers=ANA))[0] == 200
+            assert (await two.request("DELETE", f"/api/kernels/{kernel}", headers=ANA))[0] == 204
+        assert (await two.request("GET", f"/api/kernels/{uuid.uuid4()}", headers=ANA))[0] == 404
+
+
 @asynccontextmanager
 async def round_robin(gateways: list[Gateway]) -> AsyncIterator[str]:
     """A plain Service without sticky sessions: each request, and each websocket, to the next one. Yields its address."""
@@ -79,10 +88,9 @@ async def round_robin(gateways: list[Gateway]) -> AsyncIterator[str]:
     application.router.add_route("*", "/{path:.*}", pass_on)
     runner = web.AppRunner(application)
     await runner.setup()
-    port = free_port()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
     async with aiohttp.ClientSession() as client:
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     await runner.cleanup()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from elastic_kernels.profiles import Profile
 from tests.conftest import Backend, gateway_on, profile
-from tests.gateway import PLUGGED_IN, Gateway
+from tests.gateway import PLUGGED_IN, Gateway, until
 from tests.volumes import IDENTITY, as_user, claim, files, kernel, refused, release, wheel, write
 
 TEAMS = {"name": "teams", "mount_path": "/teams/{group}", "claim": "efs", "sub_path": "teams/{group}", "make_sub_path": True}
@@ -96,5 +96,5 @@ async def test_a_home_that_lies_in_another_zone(backend: Backend, gateway: Gatew
         "Your home volume, the claim 'claim-zoe', lies where topology.kubernetes.io/zone is eu-1a, and 'elsewhere' runs elsewhere; "
         "choose another kernel.",
     )
-    assert await backend.is_empty()
+    await until(backend.is_empty, "what was refused to leave nothing")
     assert (await gateway.request("GET", "/api/kernels", headers=as_user("zoe"))) == (200, [])

@@ -229,7 +229,13 @@ async def test_another_gateway_serves_a_kernel_that_waited_and_ends_what_was_nev
     )
     record = await backend.api.create("secrets", records.to_secret(lost))
     manifest = pod.build_pod(small, lost, request, pod.Launch("abc", 0, record["metadata"]["uid"]), SPOT)
-    assert await backend.api.change("pods", left, warmth.claim(manifest, timestamp())) is not None
+
+    async def claimed() -> bool:
+        # its kubelet may have said something of it since
+        (now,) = [item for item in await waiting(backend) if item["metadata"]["uid"] == left["metadata"]["uid"]]
+        return await backend.api.change("pods", now, warmth.claim(manifest, timestamp())) is not None
+
+    await until(claimed, "the pod to be claimed")
     async with gateway(backend, tmp_path / "second", small) as second:
         status, listed = await second.request("GET", "/api/kernels")
         assert (status, [model["id"] for model in listed]) == (200, [kernel])

@@ -6,7 +6,6 @@ import asyncio
 import os
 import secrets
 import signal
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -18,6 +17,8 @@ from tests.gateway import until
 
 CONFIGURATION = Path(__file__).with_name("jupyterhub_config.py")
 START_SECONDS = 120.0
+# of a hub, one after the other: where its users are, its own, its proxy's
+PORTS = 3
 
 
 class Hub:
@@ -126,18 +127,3 @@ async def running_hub(directory: Path, port: int, gateway: str) -> AsyncIterator
             yield hub
         finally:
             await hub.stop()
-
-
-def three_ports() -> int:
-    """Return the first of three neighbouring ports that are free."""
-    while True:
-        with socket.socket() as first:
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-        try:
-            for other in (port, port + 1, port + 2):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", other))
-            return port
-        except OSError:
-            continue

@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.conftest import Backend, gateway_on, profile
-from tests.gateway import PLUGGED_IN, Gateway
-from tests.hub.running import Server, running_hub, three_ports
+from tests.gateway import PLUGGED_IN, Gateway, free_port
+from tests.hub.running import PORTS, Server, running_hub
 from tests.volumes import claim, release, write
 
 
 @pytest.fixture(scope="module")
 async def gateway_and_server(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Gateway, Server]]:
-    directory, port = tmp_path_factory.mktemp("hub"), three_ports()
+    directory, port = tmp_path_factory.mktemp("hub"), free_port(PORTS - 1)
     environment = {"ELASTIC_KERNELS_IDENTITY": "jupyterhub", "JUPYTERHUB_API_URL": f"http://127.0.0.1:{port + 1}/hub/api"}
     # where ana's server has her files; what it lists is not looked at here, the kernels' volume is another one
     home = directory / "home-ana"

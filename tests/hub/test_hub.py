@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Backend, gateway_on, profile
-from tests.gateway import PLUGGED_IN, Gateway, until
-from tests.hub.running import Hub, Server, running_hub, three_ports
+from tests.gateway import PLUGGED_IN, Gateway, free_port, until
+from tests.hub.running import PORTS, Hub, Server, running_hub
 from tests.notebooks import lab_program, write
 
 FRESH_SECONDS = 3
@@ -30,7 +30,7 @@ class Company:
 
 @pytest.fixture(scope="module")
 async def company(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Company]:
-    directory, port = tmp_path_factory.mktemp("hub"), three_ports()
+    directory, port = tmp_path_factory.mktemp("hub"), free_port(PORTS - 1)
     environment = {
         "ELASTIC_KERNELS_IDENTITY": "jupyterhub",
         "ELASTIC_KERNELS_HUB_FRESH_TIME": str(FRESH_SECONDS),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from selenium import webdriver
@@ -39,6 +40,7 @@ print("This kernel is the pod", os.environ["KERNEL_POD_NAME"])
 for city, degrees in csv.reader(open("weather.csv")):
 print(f"{city:8}{degrees:>3} °C ", "■" * int(degrees))"""
 POD = "This kernel is the pod"
+LAST = "Vienna"
 
 
 class Page:
@@ -49,20 +51,26 @@ class Page:
 
     def see(self, selector: str, text: str = "") -> WebElement:
         """Wait for an element that is shown and has this text in it."""
-
-        def shown(driver: webdriver.Chrome) -> WebElement | None:
-            script = """return [...document.querySelectorAll(arguments[0])]
-                .find(e => e.offsetParent !== null && e.textContent.includes(arguments[1])) || null"""
-            found: WebElement | None = driver.execute_script(script, selector, text)
-            return found
-
-        try:
-            element = WebDriverWait(self.driver, SECONDS, poll_frequency=0.1).until(shown)
-        except Exception as error:
-            page = self.driver.find_element(By.TAG_NAME, "body").text
-            raise AssertionError(f"{selector} with {text!r} does not appear; there is: {page}") from error
+        element = self._wait(lambda: self._shown(selector, text), f"{selector} with {text!r} does not appear")
         assert isinstance(element, WebElement)
         return element
+
+    def miss(self, selector: str, text: str = "") -> None:
+        """Wait until no element that is shown has this text in it."""
+        self._wait(lambda: self._shown(selector, text) is None, f"{selector} with {text!r} does not go")
+
+    def _shown(self, selector: str, text: str) -> WebElement | None:
+        script = """return [...document.querySelectorAll(arguments[0])]
+            .find(e => e.offsetParent !== null && e.textContent.includes(arguments[1])) || null"""
+        found: WebElement | None = self.driver.execute_script(script, selector, text)
+        return found
+
+    def _wait(self, condition: Callable[[], Any], complaint: str) -> Any:
+        try:
+            return WebDriverWait(self.driver, SECONDS, poll_frequency=0.1).until(lambda _: condition())
+        except Exception as error:
+            page = self.driver.find_element(By.TAG_NAME, "body").text
+            raise AssertionError(f"{complaint}; there is: {page}") from error
 
     def click(self, selector: str, text: str = "") -> None:
         self.see(selector, text).click()
@@ -123,6 +131,7 @@ def test_pick_a_kernel_run_restart_and_run_again(page: Page, shipped: Up) -> Non
     page.click(".jp-Notebook .jp-InputArea-editor .cm-content")
     page.driver.switch_to.active_element.send_keys(CELL)
     page.driver.switch_to.active_element.send_keys(Keys.SHIFT, Keys.ENTER)
+    page.see(".jp-OutputArea-output", LAST)
     first = page.see(".jp-OutputArea-output", POD).text
     page.save("notebook")
     assert first.startswith(f"{POD} ana-")
@@ -130,9 +139,12 @@ def test_pick_a_kernel_run_restart_and_run_again(page: Page, shipped: Up) -> Non
     page.click(".lm-MenuBar-itemLabel", "Kernel")
     page.click(".lm-Menu-itemLabel", "Restart Kernel and Clear Outputs of All Cells…")
     page.click(".jp-Dialog-button.jp-mod-accept")
+    # which happens once the kernel has restarted: until then it may be idle as it was before
+    page.miss(".jp-OutputArea-output", POD)
     page.see('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
     page.click(".jp-Notebook .jp-InputArea-editor .cm-content")
     page.driver.switch_to.active_element.send_keys(Keys.SHIFT, Keys.ENTER)
+    page.see(".jp-OutputArea-output", LAST)
     second = page.see(".jp-OutputArea-output", POD).text
     page.see(".jp-InputPrompt", "[1]:")
     assert first != second, "the restarted kernel is another pod"

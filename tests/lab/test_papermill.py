@@ -49,7 +49,8 @@ async def test_the_command_does_the_same(schedule: Schedule) -> None:
     run = await schedule.run("elastic-kernels", "run", str(notebook), "-p", "x", "2", "-r", "y", "2", "-f", str(parameters), **ANA)
     assert (run.code, run.out) == (0, f"{executed(notebook)}\n"), run
     assert outputs(notebook)[-1] == "(4, '2', ['a'])"
-    assert "waiting for the kernel" not in run.err or "(1 s)" in run.err
+    # nothing is said of a start that takes but a moment
+    assert "waiting for the kernel (0 s)" not in run.err
 
 
 async def test_the_first_cell_that_fails_ends_the_run(schedule: Schedule) -> None:
@@ -67,13 +68,14 @@ async def test_the_first_cell_that_fails_ends_the_run(schedule: Schedule) -> Non
 
 
 async def test_a_service_runs_anas_notebook_while_she_has_two_open(schedule: Schedule, backend: Backend) -> None:
-    notebook = schedule.write("night.ipynb", "import os; print(os.environ['KERNEL_USERNAME'])\nimport time; time.sleep(1)")
+    notebook = schedule.write("night.ipynb", f"import os; print(os.environ['KERNEL_USERNAME'])\n{waits('night was seen')}")
     async with schedule.open_notebooks(2), schedule.begun("elastic-kernels", "run", str(notebook), **SERVICE) as process:
         running = (await schedule.started(3))[-1]
         (pod,) = await backend.pods(running["id"])
         assert pod["metadata"]["labels"]["elastic-kernels/limit-class"] == "scheduled"
         assert pod["metadata"]["annotations"]["elastic-kernels/user"] == "ana"
         assert pod["metadata"]["annotations"]["elastic-kernels/service"] == "airflow"
+        schedule.touch("night was seen")
         run = await ended(process)
     assert run.code == 0, run
     assert outputs(notebook) == ["ana\n"]
@@ -96,7 +98,7 @@ async def test_the_second_of_one_waits_for_the_first(schedule: Schedule) -> None
 
 
 async def test_a_user_chooses_another_limit_only_where_an_operator_opened_it(schedule: Schedule, backend: Backend) -> None:
-    notebook = schedule.write("own.ipynb", "import time; time.sleep(1)")
+    notebook = schedule.write("own.ipynb", waits("own was seen"))
     async with schedule.open_notebooks(2):
         refused = await schedule.run("elastic-kernels", "run", str(notebook), "--wait", "0", **ANA)
         assert refused.code == 75, refused
@@ -105,6 +107,7 @@ async def test_a_user_chooses_another_limit_only_where_an_operator_opened_it(sch
             running = (await schedule.started(3))[-1]
             (pod,) = await backend.pods(running["id"])
             assert pod["metadata"]["labels"]["elastic-kernels/limit-class"] == "scheduled"
+            schedule.touch("own was seen")
             assert (await ended(process)).code == 0
 
 
@@ -158,7 +161,8 @@ async def test_a_start_that_fails_in_passing_is_tried_again(schedule: Schedule) 
     run = await schedule.run("elastic-kernels", "run", str(notebook), "--retries", "1", **ANA)
     assert run.code == 75, run
     sentence = "The kernel 'crowded' was not ready within 3 seconds: no machine fits it so far"
-    assert run.err.count(sentence) == 2
+    # its status, which is asked for once a second, may have said it as well before the answer came
+    assert len([line for line in run.err.splitlines() if sentence in line and not line.startswith("crowded: ")]) == 2
     assert "crowded: no machine fits it so far: not enough cpu is free" in run.err
 
 

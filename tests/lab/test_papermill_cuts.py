@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.between import between
-from tests.gateway import PLUGGED_IN, Gateway, free_port, running_gateway, until
+from tests.gateway import PLUGGED_IN, SECONDS, Gateway, free_port, running_gateway, until
 from tests.schedule import ANA, Schedule, ended, outputs, printed, said, says, waits
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
@@ -39,10 +39,9 @@ async def test_output_that_is_lost_is_missed(schedule: Schedule) -> None:
     async with schedule.through_a_proxy(notebook) as (proxy, process):
         await printed(process, "one")
         proxy.loses = True
-        lost = asyncio.ensure_future(proxy.swallowed())
-        await asyncio.sleep(0)
         schedule.touch("say two")
-        await lost
+        # and not merely an answer to whether the kernel is still there
+        await asyncio.wait_for(proxy.swallowed(b'"two'), SECONDS)
         proxy.cut_clients()
         proxy.loses = False
         await said(process, "the run goes on")
@@ -80,6 +79,7 @@ async def test_a_result_that_is_lost_is_noticed(schedule: Schedule) -> None:
             return bool((await schedule.kernels())[0]["execution_state"] == "idle")
 
         await until(is_idle, "the cell's end")
+        await asyncio.wait_for(proxy.swallowed(b'"execute_reply"'), SECONDS)
         proxy.cut_clients()
         proxy.loses = False
         run = await ended(process)

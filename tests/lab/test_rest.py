@@ -62,7 +62,8 @@ async def test_a_second_connection_of_a_session_replaces_one_that_broke_off(lab:
         begin = time.monotonic()
         async with lab.channels(kernel, "twice") as channels:
             assert (await channels.execute("6 * 7")).text == "42"
-        assert time.monotonic() - begin < 3
+        # where the first one is waited for, that is five seconds
+        assert time.monotonic() - begin < 4.5
 
 
 async def test_an_interrupt_ends_the_cell_and_keeps_the_state(lab: Lab) -> None:

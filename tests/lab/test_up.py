@@ -20,7 +20,7 @@ def living(processes: dict[int, str]) -> dict[int, str]:
 
 async def nothing_is_left(up: Up, processes: dict[int, str]) -> None:
     # orphans are reaped by the first process of the machine, in its own time
-    await until(lambda: not living(processes), f"the end of {processes}", seconds=5)
+    await until(lambda: not living(processes), f"the end of {processes}", seconds=20)
     assert list(up.temporary.iterdir()) == []
     for port in up.ports:
         with socket.socket() as probe:

@@ -81,6 +81,7 @@ def test_the_least_profile() -> None:
                 {
                     "name": "kernel",
                     "image": "example/kernel:1",
+                    "terminationMessagePolicy": "FallbackToLogsOnError",
                     "command": ["python", "/var/run/elastic-kernels/python.py", "/var/run/elastic-kernels/kernel.json"],
                     "env": [
                         {"name": "KERNEL_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},

@@ -206,6 +206,12 @@ def test_a_taint_that_is_tolerated_for_a_while() -> None:
         assert classify(deleted(tolerant), (), NOW, node=closed, answers=True).cause is when_deleted
 
 
+def test_a_kernel_may_answer_before_its_kubelet_says_that_it_runs() -> None:
+    assert classify(waiting("ContainerCreating"), (), NOW).phase is Phase.PREPARING
+    assert classify(waiting("ContainerCreating"), (), NOW, answers=True).phase is Phase.READY
+    assert classify(deleted(waiting("ContainerCreating")), (), NOW, answers=True).phase is Phase.TERMINATING
+
+
 def test_a_node_may_be_seen_later_than_its_pods() -> None:
     young = pod("Running", state={"running": {"startedAt": "2026-01-01T00:09:58Z"}})
     assert classify(young, (), NOW, node=ABSENT, answers=True).phase is Phase.READY
