@@ -31,7 +31,7 @@ ONE_FILE: dict[str, Any] = {
 async def gateway(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gateway]:
     profiles = {
         "small": profile("small", display_name="Small", client_environment=["MY_*"]),
-        "other": profile("other", environment={"COLOUR": "blue"}, memory="400Mi", grace_period=20),
+        "other": profile("other", environment={"COLOUR": "blue"}, memory="400Mi", grace_period=60),
     }
     broken = {
         **ONE_FILE,
@@ -95,7 +95,7 @@ async def test_shutdown_runs_exit_handlers_and_leaves_nothing(backend: Backend, 
     await gateway.run(kernel, f"import atexit, sys, time; atexit.register(lambda: ({farewell}))")
     (pod,) = await backend.pods(kernel)
     name = pod["metadata"]["name"]
-    log = asyncio.ensure_future(_last_log(backend, name))
+    says = asyncio.ensure_future(_says(backend, name, "farewell"))
     begin = time.monotonic()
     await gateway.stop(kernel)
     assert (await gateway.request("GET", f"/api/kernels/{kernel}"))[0] == 404
@@ -103,20 +103,21 @@ async def test_shutdown_runs_exit_handlers_and_leaves_nothing(backend: Backend, 
     async def gone() -> bool:
         return not await backend.pods(kernel) and kernel not in str(await backend.records())
 
-    await until(gone, "the pod and its record to go", seconds=30)
-    assert time.monotonic() - begin < 20, "longer than the grace period"
-    assert "farewell" in await log
+    await until(gone, "the pod and its record to go", seconds=90)
+    # a kubelet takes its time after the end as well
+    assert time.monotonic() - begin < 50, "as long as the grace period"
+    assert await says
 
 
-async def _last_log(backend: Backend, name: str) -> str:
-    """Read the log again and again until the pod is gone, and return what it said last."""
-    said = ""
+async def _says(backend: Backend, name: str, word: str) -> bool:
+    """Read the log again and again until it says a word, or the pod is gone: what a kubelet answers without a log is no failure."""
     while True:
         try:
-            said = await backend.api.pod_log(backend.namespace, name, lines=50)
+            if word in await backend.api.pod_log(backend.namespace, name, lines=50):
+                return True
         except Exception:
             if await backend.api.get("pods", backend.namespace, name) is None:
-                return said
+                return False
         await asyncio.sleep(0.05)
 
 
