@@ -22,6 +22,8 @@ TEAM_PACKAGES = "KERNEL_TEAM_PACKAGES"
 ANNOUNCE = "ELASTIC_KERNELS_ANNOUNCE"
 """The variable with the address, host:port, at which the gateway waits to hear that the kernel listens."""
 
+# Kubernetes, "Determine the Reason for Pod Failure"
+_LAST_WORDS = "/dev/termination-log"
 # a line of a .pth file runs where a comprehension would not see what it imports
 _TEAM_LINE = f"import os, site; list(map(site.addsitedir, filter(None, os.environ.get({TEAM_PACKAGES!r}, '').split(os.pathsep))))"
 
@@ -124,10 +126,22 @@ def say(sentence: str) -> None:
     print(f"elastic-kernels: {sentence}", file=sys.stderr, flush=True)
 
 
-def fail(sentence: str, status: int) -> NoReturn:
-    """End with one line of log, which the gateway shows to the user."""
+def fail(sentence: str, status: int, *, is_all: bool = True) -> NoReturn:
+    """End with one line of log, which the gateway shows to the user; if it ``is_all``, without the lines above it."""
     say(sentence)
+    if is_all:
+        _leave(f"elastic-kernels: {sentence}\n")
     sys.exit(status)
+
+
+def _leave(text: str) -> None:
+    """Have the pod's status keep a text, which needs no log then."""
+    try:
+        # made by the kubelet; elsewhere there is none
+        with open(_LAST_WORDS, "r+", encoding="utf-8") as file:
+            file.write(text)
+    except OSError:
+        pass
 
 
 def _obstacle(folder: str) -> str | None:

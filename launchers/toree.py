@@ -293,8 +293,9 @@ def supervise(command: Sequence[str], timeout: float, beside: Callable[[], None]
         fail(f"Toree was ended by {signal.Signals(-code).name}", 128 - code)
     if code not in (0, 128 + signal.SIGTERM):
         if why and not is_ready:
-            fail(f"Toree did not start: {why}; the lines above say more", code)
-        fail(f"Toree {'ended' if is_ready else 'did not start and ended'} with exit code {code}; the lines above say why", code)
+            fail(f"Toree did not start: {why}; the lines above say more", code, is_all=False)
+        what = "ended" if is_ready else "did not start and ended"
+        fail(f"Toree {what} with exit code {code}; the lines above say why", code, is_all=False)
     sys.exit(code)
 
 

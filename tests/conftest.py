@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from elastic_kernels import status
 from elastic_kernels.cluster import Client, Object
 from elastic_kernels.embedded import EmbeddedCluster
 from elastic_kernels.errors import ElasticKernelsError
@@ -49,6 +50,20 @@ class Backend:
     async def records(self) -> list[Object]:
         """Return the kernels' records."""
         return list((await self.api.list("secrets", self.namespace, labelSelector="app.kubernetes.io/managed-by=elastic-kernels"))["items"])
+
+    async def last_words(self, pod: str) -> str:
+        """Wait until a pod is gone, and return what its container had left in ``/dev/termination-log``, or a kubelet kept of its log.
+
+        Logs themselves are no evidence: where two kubelets share a machine, each clears away those of the other's pods once a minute.
+        """
+        words = ""
+        async with self.api.watch("pods", self.namespace, resourceVersion="0", timeoutSeconds="120") as events:
+            async for event in events:
+                if event["type"] != "BOOKMARK" and event["object"]["metadata"]["name"] == pod:
+                    words = status.last_words(event["object"]) or words
+                    if event["type"] == "DELETED":
+                        return words
+        raise AssertionError(f"the pod {pod} does not go")
 
     async def is_empty(self) -> bool:
         """Tell whether no kernel, and nothing of one, is left."""

@@ -82,16 +82,27 @@ async def _on_the_node(backend: Backend, command: str) -> AsyncIterator[None]:
 
 async def test_a_home_that_is_full(backend: Backend, gateway: Gateway) -> None:
     """The kernel starts, so that its user can make room, and says what there is no room for."""
-    async with full(backend, "claim-ana"), kernel(gateway, "ana", "home") as run:
-        assert await run("import os; os.getcwd(), os.path.exists('all')") == "('/home/jovyan', True)"
-        assert await run("try:\n    open('x', 'w').write('y' * 100_000)\nexcept OSError as error:\n    print(error.strerror)") == (
-            "No space left on device\n"
-        )
-        (pod,) = await backend.pods(run.id)
-        log = await backend.api.pod_log(backend.namespace, pod["metadata"]["name"], lines=20)
+    async with full(backend, "claim-ana"):
+        log = await log_of_a_start(backend, gateway, "home")
         assert "elastic-kernels: nothing can be written to the home /home/jovyan (No space left on device)" in log
         assert "elastic-kernels: packages cannot be kept in /home/jovyan/.elastic-kernels/packages/" in log
-        assert await run("os.remove('all'); open('x', 'w').write('y')") == "1"
+        async with kernel(gateway, "ana", "home") as run:
+            assert await run("import os; os.getcwd(), os.path.exists('all')") == "('/home/jovyan', True)"
+            assert await run("try:\n    open('x', 'w').write('y' * 100_000)\nexcept OSError as error:\n    print(error.strerror)") == (
+                "No space left on device\n"
+            )
+            assert await run("os.remove('all'); open('x', 'w').write('y')") == "1"
+
+
+async def log_of_a_start(backend: Backend, gateway: Gateway, profile: str) -> str:
+    """Return what a kernel says at its start; where two kubelets share a machine, each clears away the other's logs once a minute."""
+    for _ in range(3):
+        async with kernel(gateway, "ana", profile) as run:
+            (pod,) = await backend.pods(run.id)
+            log = await backend.api.pod_log(backend.namespace, pod["metadata"]["name"], lines=20)
+        if not log.startswith("failed to try resolving symlinks"):
+            return log
+    raise AssertionError(f"there is no log of three starts: {log}")
 
 
 async def test_a_folder_is_roots_unless_it_is_made_for_its_user(backend: Backend, gateway: Gateway) -> None:
