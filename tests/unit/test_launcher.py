@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import elastic_launcher
 import pytest
-
-from launchers import elastic_launcher
 
 
 @pytest.mark.parametrize(("is_all", "left"), [(True, "elastic-kernels: no Java\n"), (False, "")])
