@@ -29,7 +29,7 @@ async def ports_answer(asked: Record, ports: int, address: str) -> dict[str, Any
     connection = record.connection(asked, ports, address)
     for port in [value for name, value in connection.items() if name.endswith("_port")]:
         pause = _FIRST_PAUSE
-        while not await _accepts(address, port):
+        while not await accepts(address, port):
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, _LONGEST_PAUSE)
     return connection
@@ -44,7 +44,7 @@ async def again(cluster: Cluster, kept: Record, pod: Object, calls_back: bool) -
     address = pod["status"].get("podIP")
     if not address:
         return None
-    if (pod["metadata"].get("annotations") or {}).get(names.CLAIMED) and await _accepts(address, elastic_claim.PORT):
+    if (pod["metadata"].get("annotations") or {}).get(names.CLAIMED) and await accepts(address, elastic_claim.PORT):
         # it waits to be told whose it is, and may never be: see cluster.leftovers
         return None
     if not calls_back:
@@ -87,7 +87,8 @@ def token_of(record_uid: str, number: int) -> str:
     return hashlib.sha256(f"{record_uid} {number}".encode()).hexdigest()[:6]
 
 
-async def _accepts(address: str, port: int) -> bool:
+async def accepts(address: str, port: int) -> bool:
+    """Tell whether something takes connections there."""
     try:
         _, writer = await asyncio.wait_for(asyncio.open_connection(address, port), _CONNECT_SECONDS)
     except (OSError, asyncio.TimeoutError):

@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 import random
+import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -33,6 +34,9 @@ _MERGE_PATCH: Final = "application/merge-patch+json"
 _METADATA_LIST: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 _METADATA: Final = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 _RETRIED: Final = (429, 500, 502, 503, 504)
+# The machine of an API server, or a balancer before it, may be lost without a word: seconds until it is asked, between two
+# questions, and how many of them.
+_PROBES: Final = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 _FIRST_WAIT: Final = 0.1
 _LONGEST_WAIT: Final = 5.0
 _SERVICE_ACCOUNT_TOKEN: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
@@ -186,7 +190,7 @@ class Client:
         """Open one watch and yield its events as they arrive: ``{"type": …, "object": …}``, until the server ends it.
 
         The server ends it after ``timeoutSeconds``, which the caller gives; silence for longer than that raises ClusterAwayError,
-        as every broken connection does.
+        as every broken connection does, and one whose other end is gone without a word after half a minute.
         """
         silence = float(query["timeoutSeconds"]) + self._request_timeout
         timeout = aiohttp.ClientTimeout(total=None, connect=self._request_timeout, sock_read=silence)
@@ -197,6 +201,7 @@ class Client:
             try:
                 if response.status >= 400:
                     raise _error(response.status, await response.read(), response.headers, f"watch {path}")
+                _probe(response)
                 yield _lines(response)
             finally:
                 response.close()
@@ -275,6 +280,18 @@ def _path(resource: str, namespace: str | None, name: str | None = None) -> str:
         *([quote(name, safe="")] if name else []),
     ]
     return "/".join(parts)
+
+
+def _probe(response: aiohttp.ClientResponse) -> None:
+    """Have a connection on which nothing may come for minutes probed by the operating system, where it can."""
+    transport = response.connection.transport if response.connection is not None else None
+    connection = transport.get_extra_info("socket") if transport is not None else None
+    if connection is None:
+        return
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _PROBES.items():
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[Object]:

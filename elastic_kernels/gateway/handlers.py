@@ -105,6 +105,9 @@ class Kernel(Verified):
 class KernelAction(Verified):
     """``/api/kernels/<id>/restart`` and ``…/interrupt``."""
 
+    # an interrupt is for the pod that the kernel is in now
+    connects = True
+
     async def post(self, kernel_id: str, action: str) -> None:
         """Restart or interrupt. Raises HTTPError, where the stock handler shows a traceback."""
         if action == "interrupt":

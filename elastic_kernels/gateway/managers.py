@@ -22,8 +22,8 @@ from jupyter_client.ioloop import AsyncIOLoopKernelRestarter
 from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, NoSuchKernel
 from traitlets import Type
 
-from elastic_kernels import identity, profiles
-from elastic_kernels.errors import KernelExistsError, NotAllowedError, NotFoundError, NotRunningError, RequestError
+from elastic_kernels import identity, profiles, reach
+from elastic_kernels.errors import ClusterAwayError, KernelExistsError, NotAllowedError, NotFoundError, NotRunningError, RequestError
 from elastic_kernels.gateway import activity, audit
 from elastic_kernels.gateway.keeper import Keeper
 from elastic_kernels.identity import User
@@ -67,11 +67,22 @@ class ElasticKernelManager(RemoteKernelManager):  # type: ignore[misc]
             super().request_shutdown(restart)
 
     async def interrupt_kernel(self) -> None:
-        """Interrupt what the kernel executes. Raises NotRunningError for one that is dead."""
+        """Interrupt what the kernel executes.
+
+        Raises NotRunningError for one that is dead, and ClusterAwayError for one that may have been restarted elsewhere meanwhile.
+        """
         if self.has_kernel:
             await super().interrupt_kernel()
+            if not await self._is_where_it_was():
+                raise ClusterAwayError("The gateway cannot see the cluster, and this kernel is not where it was; try again in a minute.")
         elif not self.shutting_down:
             raise NotRunningError(f"The kernel is not running: {self.reason or 'it has ended'}. Restart it, or shut it down.")
+
+    async def _is_where_it_was(self) -> bool:
+        cluster = self.parent.keeper.cluster
+        if cluster is None or cluster.pods.is_fresh or not isinstance(self.process_proxy, ElasticKernelProxy):
+            return True
+        return await reach.accepts(self.ip, self.control_port)
 
 
 class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[misc]

@@ -58,6 +58,8 @@ class Refill:
         self._deferring_since: float | None = None
         self._failures: dict[str, int] = {}
         self._paused: dict[str, float] = {}
+        self._ended: set[str] = set()
+        """The uids of what has ended by itself and is still in the copy: it failed once, however often it is looked at."""
         self._nodes: tuple[float, list[Object] | None] = (0.0, None)
         self._wishes: tuple[float, list[Wish]] = (-_WISHES_SECONDS, [])
         self._stuck_since: dict[str, float] = {}
@@ -82,6 +84,7 @@ class Refill:
         if not (cluster.waiting.is_fresh and cluster.warm_secrets.is_fresh and cluster.pods.is_fresh):
             return
         self._count(wanted)
+        self._ended &= {item["metadata"]["uid"] for item in cluster.waiting.objects()}
         for item in plan.superfluous(wanted, cluster.waiting.objects(), self._clock()):
             self._note_failure(item)
             await self._delete(item)
@@ -188,8 +191,9 @@ class Refill:
     def _note_failure(self, item: Object) -> None:
         """Make fewer of what does not last: one that ended by itself would do so again."""
         name = str((item["metadata"].get("annotations") or {}).get(names.KERNEL_NAME, ""))
-        if not status.has_ended(item):
+        if not status.has_ended(item) or item["metadata"]["uid"] in self._ended:
             return
+        self._ended.add(item["metadata"]["uid"])
         ended = status.classify(item, (), self._clock())
         log.warning("A pod that waited for starts of %r has ended: %s", name, ended.sentence)
         self._pause(name)

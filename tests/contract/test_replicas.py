@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
+import signal
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -184,6 +186,27 @@ async def test_a_gateway_that_does_not_see_the_cluster_denies_no_kernel(backend:
         begin = time.monotonic()
         assert await _answers(running, unknown, 404)
         assert time.monotonic() - begin < 5
+
+
+@pytest.mark.embedded
+async def test_an_interrupt_that_may_have_gone_astray_is_said_to(backend: Backend, tmp_path: Path) -> None:
+    """As where another gateway has restarted the kernel, and this one does not see the cluster."""
+    assert backend.embedded is not None
+    async with gateway(backend, tmp_path / "one") as running:
+        kernel, unknown = await start(running), f"/api/kernels/{uuid.uuid4()}"
+        process = int(await run(running, kernel, "import os; print(os.getpid())"))
+        backend.embedded.faults.away = True
+        backend.embedded.faults.cut_watches()
+        try:
+            await until(lambda: _answers(running, unknown, 503), "the gateway to see nothing")
+            assert (await running.request("POST", f"/api/kernels/{kernel}/interrupt", headers=ANA))[0] == 204
+            os.kill(process, signal.SIGKILL)
+            await until(lambda: not Path(f"/proc/{process}").exists(), "the kernel's process to go")
+            status, body = await running.request("POST", f"/api/kernels/{kernel}/interrupt", headers=ANA)
+            sentence = "The gateway cannot see the cluster, and this kernel is not where it was; try again in a minute."
+            assert (status, body["message"]) == (503, sentence)
+        finally:
+            backend.embedded.faults.away = False
 
 
 async def _answers(running: Gateway, path: str, wanted: int) -> bool:
