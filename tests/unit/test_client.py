@@ -6,8 +6,6 @@ import asyncio
 import json
 from pathlib import Path
 
-import pytest
-
 from elastic_kernels.cluster import Client
 
 # of /proc/net/tcp: the kind of timer that probes a connection on which nothing comes, and how many hundredths of a second are left
@@ -25,7 +23,6 @@ def timer(local: int, remote: int) -> tuple[str, int]:
     raise AssertionError(f"no connection from {local} to {remote}")
 
 
-@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="only Linux tells of a connection's timers")
 async def test_a_watch_notices_that_the_other_end_is_gone(tmp_path: Path) -> None:
     peers = []
 
