@@ -20,7 +20,7 @@ from elastic_kernels.cluster import executors
 from elastic_kernels.cluster.announcements import Announcements
 from elastic_kernels.cluster.client import Client, Object
 from elastic_kernels.cluster.executors import Executors
-from elastic_kernels.cluster.informer import Informer, Key
+from elastic_kernels.cluster.informer import Informer, Key, key_of
 from elastic_kernels.cluster.leftovers import Leftovers
 from elastic_kernels.cluster.reaper import Ending, Reaper, RecordRef
 from elastic_kernels.cluster.sweeper import Sweeper
@@ -28,7 +28,7 @@ from elastic_kernels.errors import ClusterAwayError, ClusterError
 from elastic_kernels.settings import ElasticKernels, default_namespace
 from elastic_kernels.starts import Starts
 
-__all__ = ["Client", "Cluster", "Ending", "Informer", "Key", "Object", "Reaper", "RecordRef", "shared"]
+__all__ = ["Client", "Cluster", "Ending", "Informer", "Key", "Object", "Reaper", "RecordRef", "key_of", "shared"]
 
 log = logging.getLogger(__name__)
 

@@ -151,7 +151,7 @@ class Informer:
 
     async def _list(self) -> None:
         answer = await self._client.list(self._resource, self._namespace, metadata_only=self._metadata_only, **self._selectors)
-        objects = {_key(item): self._kept(item) for item in answer.get("items") or ()}
+        objects = {key_of(item): self._kept(item) for item in answer.get("items") or ()}
         gone = {key: item for key, item in self._objects.items() if key not in objects}
         changed = [key for key, item in objects.items() if _version(self._objects.get(key)) != _version(item)]
         self._objects = objects
@@ -179,7 +179,7 @@ class Informer:
         self._version = _version(item)
         if kind == "BOOKMARK":
             return
-        key = _key(item)
+        key = key_of(item)
         kept = self._kept(item)
         before = self._objects.get(key)
         if kind == "DELETED":
@@ -236,7 +236,8 @@ class _GoneError(Exception):
     """The watch's resourceVersion is too old."""
 
 
-def _key(item: Object) -> Key:
+def key_of(item: Object) -> Key:
+    """Return an object's namespace, empty where it has none, and its name."""
     metadata: dict[str, Any] = item["metadata"]
     return metadata.get("namespace", ""), metadata["name"]
 

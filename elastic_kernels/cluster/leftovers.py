@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from elastic_kernels import names, status
 from elastic_kernels.cluster.client import Client
-from elastic_kernels.cluster.informer import Informer
+from elastic_kernels.cluster.informer import Informer, key_of
 from elastic_kernels.cluster.reaper import Reaper, RecordRef
 from elastic_kernels.errors import ClusterAwayError, ClusterError
 from elastic_kernels.warm.shared import elastic_claim
@@ -67,7 +67,7 @@ class Leftovers:
         claimed = [item for item in self._pods.objects() if (item["metadata"].get("annotations") or {}).get(names.CLAIMED)]
         suspects = {item["metadata"]["uid"]: item for item in claimed if self._is_suspect(item)}
         used = {secret_of(item) for item in (*claimed, *self._waiting.objects())}
-        alone = {item["metadata"]["uid"]: item for item in self._secrets.objects() if _key(item) not in used}
+        alone = {item["metadata"]["uid"]: item for item in self._secrets.objects() if key_of(item) not in used}
         self._told &= {item["metadata"]["uid"] for item in claimed}
         self._since = {uid: self._since.get(uid, now) for uid in (*suspects, *alone)}
         late = {uid for uid, since in self._since.items() if now - since >= ORPHANED_AFTER}
@@ -76,7 +76,7 @@ class Leftovers:
                 await self._ask(item)
         for uid, item in alone.items():
             if uid in late:
-                await self._client.delete("secrets", *_key(item), uid=uid)
+                await self._client.delete("secrets", *key_of(item), uid=uid)
 
     def _is_suspect(self, item: Object) -> bool:
         metadata = item["metadata"]
@@ -104,7 +104,3 @@ def secret_of(item: Object) -> tuple[str, str]:
     """Return the namespace and name of the Secret that a pod began with, whether it waits, was claimed, or never waited."""
     mounted = [volume["secret"]["secretName"] for volume in item["spec"].get("volumes") or () if volume["name"] == "record"]
     return item["metadata"]["namespace"], mounted[0] if mounted else ""
-
-
-def _key(item: Object) -> tuple[str, str]:
-    return item["metadata"]["namespace"], item["metadata"]["name"]

@@ -154,7 +154,10 @@ class Kubelet:
         """Return the end of a container's log if the pod asks for that."""
         if pod["spec"]["containers"][0].get("terminationMessagePolicy") != "FallbackToLogsOnError":
             return ""
-        return self.log_of(pod).read_bytes()[-_MESSAGE:].decode("utf-8", "replace")
+        with self.log_of(pod).open("rb") as log:
+            # of a log that may be long
+            log.seek(max(0, os.fstat(log.fileno()).st_size - _MESSAGE))
+            return log.read().decode("utf-8", "replace")
 
     def _grace(self, pod: Object) -> float:
         latest = self._store.find("pods", *_key(pod)) or pod

@@ -85,7 +85,7 @@ class Health:
         kernel = self._kernels._kernels[kernel_id]
         known = self._known.setdefault(kernel_id, _Known())
         self._end_former(cluster, kernel, pods)
-        key = serving.key_of(kernel)
+        key = serving.pod_key(kernel)
         current = cluster.pods.get(key) if key is not None else None
         known.last = current or known.last
         if kernel.execution_state == "dead":

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from elastic_kernels import names, patience, reach, status
 from elastic_kernels import record as records
-from elastic_kernels.cluster import Cluster, Key, Object, RecordRef, shared
+from elastic_kernels.cluster import Cluster, Object, RecordRef, key_of, shared
 from elastic_kernels.errors import ClusterAwayError, ConfigurationError, ElasticKernelsError
 from elastic_kernels.gateway import meeting, serving
 from elastic_kernels.gateway.attention import Attention
@@ -233,8 +233,8 @@ class Keeper:
             return
         self._recorded.add(kernel_id)
         latest = reach.latest(pods)
-        key = serving.key_of(kernel)
-        if latest is None or _key(latest) == key or latest["metadata"].get("deletionTimestamp"):
+        key = serving.pod_key(kernel)
+        if latest is None or key_of(latest) == key or latest["metadata"].get("deletionTimestamp"):
             self.health.look(cluster, kernel_id, item, pods, now)
         elif meeting.is_worth(latest) and not status.has_ended(latest):
             self._begin(kernel_id, self._follow(cluster, kernel, item, latest))
@@ -339,7 +339,3 @@ class Keeper:
 
 def _kernel_id(item: Object) -> str:
     return str(item["metadata"]["labels"].get(names.KERNEL_ID, ""))
-
-
-def _key(item: Object) -> Key:
-    return item["metadata"]["namespace"], item["metadata"]["name"]

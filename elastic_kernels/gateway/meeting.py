@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from elastic_kernels import patience, reach, status
-from elastic_kernels.cluster import Cluster, Key, Object, RecordRef
+from elastic_kernels.cluster import Cluster, Object, RecordRef, key_of
 from elastic_kernels.launch import Started
 from elastic_kernels.record import Record
 from elastic_kernels.status import Phase
@@ -30,13 +30,9 @@ async def reached(cluster: Cluster, kept: Record, ref: RecordRef, pod: Object | 
     ``calls_back`` says that its launcher chose the ports. Raises what ``reach.again`` raises.
     """
     if pod is None or status.has_ended(pod):
-        return Started(_key(pod) if pod is not None else (kept.namespace, ""), "", {}, ref, reach.start_of(pod) if pod is not None else 0)
+        return Started(key_of(pod) if pod is not None else (kept.namespace, ""), "", {}, ref, reach.start_of(pod) if pod is not None else 0)
     try:
         connection = await patience.within(reach.again(cluster, kept, pod, calls_back), _PATIENCE)
     except asyncio.TimeoutError:
         return None
-    return Started(_key(pod), pod["status"]["podIP"], connection, ref, reach.start_of(pod)) if connection is not None else None
-
-
-def _key(item: Object) -> Key:
-    return item["metadata"]["namespace"], item["metadata"]["name"]
+    return Started(key_of(pod), pod["status"]["podIP"], connection, ref, reach.start_of(pod)) if connection is not None else None

@@ -18,7 +18,7 @@ from jupyter_server.base.handlers import APIHandler
 from tornado import iostream, web
 
 from elastic_kernels import names, reach, status
-from elastic_kernels.cluster import Cluster, Object
+from elastic_kernels.cluster import Cluster, Object, key_of
 from elastic_kernels.errors import ElasticKernelsError, NotFoundError
 from elastic_kernels.gateway import serving
 from elastic_kernels.gateway.verified import Verified
@@ -72,7 +72,7 @@ def report(cluster: Cluster, kernel: Any, kernel_id: str, events: Iterable[Objec
         return Report(Status(Phase.TERMINATING, "its pod is gone", hopeless=True), "", profile)
     if pod is None:
         return Report(Status(Phase.QUEUED, NOT_TAKEN), item["metadata"]["creationTimestamp"] if item else "", profile)
-    answers = kernel is not None and serving.key_of(kernel) == (pod["metadata"]["namespace"], pod["metadata"]["name"])
+    answers = kernel is not None and serving.pod_key(kernel) == key_of(pod)
     found = status.classify(pod, events, datetime.now(timezone.utc), node=cluster.node_of(pod), answers=answers)
     if found.phase is Phase.READY and kernel.warning:
         found = replace(found, sentence=f"{found.sentence}; {kernel.warning}")

@@ -21,7 +21,7 @@ from elastic_kernels.launch import Started
 from elastic_kernels.record import Record
 
 
-def key_of(kernel: Any) -> Key | None:
+def pod_key(kernel: Any) -> Key | None:
     """Return the pod in which a kernel is served here."""
     return kernel.process_proxy.key if kernel.process_proxy is not None else None
 
