@@ -389,12 +389,17 @@ async def _nothing_is_left(soak: Soak, users: Sequence[User]) -> None:
         soak.fail(f"{error}; left: {left}")
     for replica in soak.replicas:
         assert replica.gateway is not None
+        listed: dict[str, Any] = {}
         try:
-            await until(lambda gateway=replica.gateway: _has_none(gateway, users), "nobody to have a kernel", seconds=LISTED)
+            await until(lambda gateway=replica.gateway: _has_none(gateway, users, listed), "nobody to have a kernel", seconds=LISTED)
         except AssertionError as error:
-            soak.fail(str(error))
+            soak.fail(f"gateway {soak.replicas.index(replica)}: {error}; listed: {listed}")
 
 
-async def _has_none(gateway: Gateway, users: Sequence[User]) -> bool:
+async def _has_none(gateway: Gateway, users: Sequence[User], listed: dict[str, Any]) -> bool:
+    """Say whether no user has a kernel at a gateway, and leave what is ``listed`` to whoever reports it."""
     asked = [gateway.request("GET", "/api/kernels", headers={"X-Forwarded-User": user.name}) for user in users]
-    return all(answer == (200, []) for answer in await asyncio.gather(*asked))
+    answers = await asyncio.gather(*asked)
+    listed.clear()
+    listed.update((user.name, answer) for user, answer in zip(users, answers, strict=True) if answer != (200, []))
+    return not listed

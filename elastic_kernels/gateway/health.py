@@ -142,7 +142,6 @@ class Health:
         activity.forget(kernel)
         kernel.execution_state, kernel.reason, kernel.died_at = "dead", sentence, timestamp()
         kernel.kernel = None
-        kernel.shutting_down = False
         for websocket in serving.websockets(kernel_id):
             websocket.died(sentence)
 

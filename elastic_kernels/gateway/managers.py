@@ -73,7 +73,8 @@ class ElasticKernelManager(RemoteKernelManager):  # type: ignore[misc]
         """
         if self.has_kernel:
             await super().interrupt_kernel()
-            if not await self._is_where_it_was():
+            # a shutdown interrupts first, and its end does not depend on that
+            if not self.shutting_down and not await self._is_where_it_was():
                 raise ClusterAwayError("The gateway cannot see the cluster, and this kernel is not where it was; try again in a minute.")
         elif not self.shutting_down:
             raise NotRunningError(f"The kernel is not running: {self.reason or 'it has ended'}. Restart it, or shut it down.")
@@ -157,7 +158,8 @@ class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[m
                 self.keeper.health.died(kernel_id, f"it could not be started again: {getattr(error, 'log_message', None) or error}")
             raise
         finally:
-            kernel.restarting = False
+            # which a restart that fails leaves behind
+            kernel.restarting = kernel.shutting_down = False
 
     async def shutdown_kernel(self, kernel_id: str, now: bool = False, restart: bool = False) -> None:
         """Shut a kernel down, whatever it is doing; raises NotFoundError for one that somebody else shut down at the same time."""
@@ -179,6 +181,10 @@ class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[m
             await super(RemoteMappingKernelManager, self).shutdown_kernel(kernel_id, now, restart)
         except KeyError:
             raise NotFoundError(f"Kernel does not exist: {kernel_id}") from None
+        finally:
+            if kernel is not None and kernel_id in self:
+                # it failed, and another gateway may end the kernel
+                kernel.shutting_down = False
         await self.keeper.ended(kernel_id, kernel, was_dead=was_dead)
 
     def ids_of(self, name: str) -> list[str]:

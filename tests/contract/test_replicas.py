@@ -165,24 +165,43 @@ async def test_a_restart_under_way_is_left_to_the_other_gateways(backend: Backen
         assert await run(second, kernel, "print('x' in globals())") == "False\n"
 
 
+@asynccontextmanager
+async def away(backend: Backend, running: Gateway) -> AsyncIterator[None]:
+    """Take the API server away from a gateway that has noticed it, and back."""
+    assert backend.embedded is not None
+    backend.embedded.faults.away = True
+    backend.embedded.faults.cut_watches()
+    try:
+        unknown = f"/api/kernels/{uuid.uuid4()}"
+        await until(lambda: _answers(running, unknown, 503), "the gateway to see nothing")
+        yield
+    finally:
+        backend.embedded.faults.away = False
+
+
+async def _answers(running: Gateway, path: str, wanted: int) -> bool:
+    return (await running.request("DELETE", path, headers=ANA))[0] == wanted
+
+
+async def _killed(running: Gateway, kernel: str) -> None:
+    """Kill a kernel's process, with its pod."""
+    process = int(await run(running, kernel, "import os; print(os.getpid())"))
+    os.kill(process, signal.SIGKILL)
+    await until(lambda: not Path(f"/proc/{process}").exists(), "the kernel's process to go")
+
+
 @pytest.mark.embedded
 async def test_a_gateway_that_does_not_see_the_cluster_denies_no_kernel(backend: Backend, tmp_path: Path) -> None:
     """Another one may have started it, and sees the cluster again a little earlier."""
-    assert backend.embedded is not None
     async with gateway(backend, tmp_path / "one") as running:
         kernel, unknown = await start(running), f"/api/kernels/{uuid.uuid4()}"
         assert (await running.request("DELETE", unknown, headers=ANA))[0] == 404
-        backend.embedded.faults.away = True
-        backend.embedded.faults.cut_watches()
-        try:
-            await until(lambda: _answers(running, unknown, 503), "the gateway to see nothing")
+        async with away(backend, running):
             # the pauses between its attempts are some seconds long by now
             status, body = await running.request("DELETE", unknown, headers=ANA)
             sentence = "The gateway cannot see the cluster and does not know this kernel; try again in a minute."
             assert (status, body["message"]) == (503, sentence)
             assert (await running.request("GET", f"/api/kernels/{kernel}", headers=ANA))[0] == 200
-        finally:
-            backend.embedded.faults.away = False
         begin = time.monotonic()
         assert await _answers(running, unknown, 404)
         assert time.monotonic() - begin < 5
@@ -191,23 +210,29 @@ async def test_a_gateway_that_does_not_see_the_cluster_denies_no_kernel(backend:
 @pytest.mark.embedded
 async def test_an_interrupt_that_may_have_gone_astray_is_said_to(backend: Backend, tmp_path: Path) -> None:
     """As where another gateway has restarted the kernel, and this one does not see the cluster."""
-    assert backend.embedded is not None
     async with gateway(backend, tmp_path / "one") as running:
-        kernel, unknown = await start(running), f"/api/kernels/{uuid.uuid4()}"
-        process = int(await run(running, kernel, "import os; print(os.getpid())"))
-        backend.embedded.faults.away = True
-        backend.embedded.faults.cut_watches()
-        try:
-            await until(lambda: _answers(running, unknown, 503), "the gateway to see nothing")
+        kernel = await start(running)
+        async with away(backend, running):
             assert (await running.request("POST", f"/api/kernels/{kernel}/interrupt", headers=ANA))[0] == 204
-            os.kill(process, signal.SIGKILL)
-            await until(lambda: not Path(f"/proc/{process}").exists(), "the kernel's process to go")
+            await _killed(running, kernel)
             status, body = await running.request("POST", f"/api/kernels/{kernel}/interrupt", headers=ANA)
             sentence = "The gateway cannot see the cluster, and this kernel is not where it was; try again in a minute."
             assert (status, body["message"]) == (503, sentence)
-        finally:
-            backend.embedded.faults.away = False
 
 
-async def _answers(running: Gateway, path: str, wanted: int) -> bool:
-    return (await running.request("DELETE", path, headers=ANA))[0] == wanted
+@pytest.mark.embedded
+async def test_a_kernel_that_died_unseen_is_deleted_all_the_same(backend: Backend, tmp_path: Path) -> None:
+    """The gateway can neither interrupt it first nor see that it is dead; what it accepts is carried out once it sees the cluster."""
+    async with gateway(backend, tmp_path / "one") as one, gateway(backend, tmp_path / "two") as two:
+        kernel = await start(one)
+        assert await listed(two) == {kernel}
+        async with away(backend, one):
+            await _killed(one, kernel)
+            assert (await one.request("DELETE", f"/api/kernels/{kernel}", headers=ANA))[0] == 204
+            assert await listed(one) == set()
+        await until(backend.is_empty, "the pod and the record to go")
+        await until(lambda: _lists_none(two), "the other gateway to let it go")
+
+
+async def _lists_none(running: Gateway) -> bool:
+    return await listed(running) == set()
