@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -387,17 +388,17 @@ async def _nothing_is_left(soak: Soak, users: Sequence[User]) -> None:
     except AssertionError as error:
         left = [item["metadata"]["name"] for item in (*await soak.backend.pods(), *await soak.backend.records())]
         soak.fail(f"{error}; left: {left}")
-    for replica in soak.replicas:
+    for number, replica in enumerate(soak.replicas):
         assert replica.gateway is not None
         listed: dict[str, Any] = {}
         try:
-            await until(lambda gateway=replica.gateway: _has_none(gateway, users, listed), "nobody to have a kernel", seconds=LISTED)
+            await until(partial(_has_none, replica.gateway, users, listed), "nobody to have a kernel", seconds=LISTED)
         except AssertionError as error:
-            soak.fail(f"gateway {soak.replicas.index(replica)}: {error}; listed: {listed}")
+            soak.fail(f"gateway {number}: {error}; listed: {listed}")
 
 
 async def _has_none(gateway: Gateway, users: Sequence[User], listed: dict[str, Any]) -> bool:
-    """Say whether no user has a kernel at a gateway, and leave what is ``listed`` to whoever reports it."""
+    """Tell whether no user has a kernel at a gateway, and leave in ``listed`` what each has."""
     asked = [gateway.request("GET", "/api/kernels", headers={"X-Forwarded-User": user.name}) for user in users]
     answers = await asyncio.gather(*asked)
     listed.clear()
