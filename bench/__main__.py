@@ -1,7 +1,7 @@
 """All that is measured, in one command: ``python -m bench``, or ``make bench``. See the modules for what each part measures.
 
-The parts: ``launch`` (on the cluster of KUBECONFIG), ``scale`` and ``messages`` (on this machine). Each prints a table and writes
-bench/results/<part>.json; the picture docs/speed.svg is drawn from these files.
+The parts: ``launch`` and ``phases`` (on the cluster of KUBECONFIG), ``scale`` and ``messages`` (on this machine). Each prints a table
+and writes bench/results/<part>.json; the picture docs/speed.svg is drawn from these files.
 """
 
 from __future__ import annotations
@@ -14,13 +14,20 @@ import traceback
 from collections.abc import Callable
 from typing import Final
 
-from bench import launch, messages, plot, scale
+from bench import launch, messages, phases, plot, scale
 
-PARTS: Final[dict[str, Callable[[list[str]], None]]] = {"launch": launch.main, "scale": scale.main, "messages": messages.main}
+PARTS: Final[dict[str, Callable[[list[str]], None]]] = {
+    "launch": launch.main,
+    "phases": phases.main,
+    "scale": scale.main,
+    "messages": messages.main,
+}
+ON_A_CLUSTER: Final = ("launch", "phases")
 # enough to see that all of it works, and no more
 QUICK: Final = {
     "launch": ["--counts", "1", "--rounds", "1"],
-    "scale": ["--counts", "20", "--burst", "10", "--seconds", "2"],
+    "phases": ["--rounds", "1"],
+    "scale": ["--counts", "20", "--burst", "10", "--seconds", "2", "--stock", "4"],
     "messages": ["--kernels", "2", "--rounds", "1", "--sizes", "1", "--prints", "200"],
 }
 
@@ -33,8 +40,8 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     failed = []
     for part in given.parts:
-        if part == "launch" and not os.environ.get("KUBECONFIG"):
-            print("launch: left out, because KUBECONFIG names no cluster", flush=True)
+        if part in ON_A_CLUSTER and not os.environ.get("KUBECONFIG"):
+            print(f"{part}: left out, because KUBECONFIG names no cluster", flush=True)
             continue
         print(f"{part}:", flush=True)
         begin = time.monotonic()

@@ -1,28 +1,38 @@
-"""An embedded cluster whose pods are stand-in kernels (see ``standins``): what a gateway sees of thousands of kernels, for little."""
+"""Pods that are stand-in kernels (see ``standins``): what a gateway sees of thousands of kernels, for little.
+
+A crowd takes the kubelet's place: for the embedded cluster here, and for a node of a real one in ``unserved``.
+"""
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import base64
 import contextlib
 import json
 import resource
+import secrets
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from bench import stock
 from elastic_kernels import names
-from elastic_kernels.cluster import Object
+from elastic_kernels.cluster import Key, Object, key_of
 from elastic_kernels.embedded import EmbeddedCluster
 from elastic_kernels.embedded.cluster import NODES
+from elastic_kernels.embedded.faults import Faults
 from elastic_kernels.embedded.store import Change, now
 from elastic_kernels.record import PORT_SETS, connection_key
 
 # what a kubelet takes to bring a container up
 START_SECONDS: Final = 0.3
+# a machine that nobody's pods fill
+AMOUNTS: Final = {"cpu": "100000", "memory": "1000Ti", "pods": "100000"}
+_CHANNELS: Final = ("shell", "iopub", "stdin", "control", "hb")
 _CONDITIONS: Final = ("PodScheduled", "Initialized", "ContainersReady", "Ready")
 # five ports that listen and a gateway's connections, of some 20,000 files
 _KERNELS_A_PROCESS: Final = 1500
@@ -35,20 +45,24 @@ def files_allowed() -> int:
     return most
 
 
-class Crowd:
-    """The kubelet of the stand-ins. Belongs to the loop of its cluster."""
+class Crowd(abc.ABC):
+    """The kubelet of the stand-ins. Belongs to one event loop."""
 
-    def __init__(self, cluster: EmbeddedCluster, processes: list[Process]) -> None:
-        self.cluster = cluster
-        self._store = cluster.store
+    kubeconfig: Path
+    namespace: str
+    faults: Faults | None = None
+    """What can be made to go wrong with the cluster, and how many requests it had; None where neither can be had."""
+    profile: Mapping[str, Any] = {}
+    """What a profile needs for its pods to come here."""
+
+    def __init__(self, processes: list[Process]) -> None:
         self._processes = processes
-        self._pods: dict[str, tuple[str, str]] = {}
+        self._pods: dict[str, Key] = {}
         self._addresses: dict[str, str] = {}
         self._listening: dict[str, asyncio.Future[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._store.listeners["pods"].append(self._changed)
         for process in processes:
-            self._keep(self._listen(process))
+            self.keep(self._listen(process))
 
     @property
     def addresses(self) -> list[str]:
@@ -60,48 +74,75 @@ class Crowd:
         for task in self._tasks:
             task.cancel()
 
-    def _keep(self, work: Any) -> None:
+    def keep(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something until it is done, or the crowd is closed."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+
+    def changed(self, pod: Object, *, is_gone: bool) -> None:
+        """To be called with each change of a pod."""
+        uid = pod["metadata"]["uid"]
+        if is_gone:
+            address = self._addresses.pop(uid, None)
+            if address is not None:
+                self._pods.pop(address, None)
+                self._tell(address)
+        elif pod["metadata"].get("deletionTimestamp"):
+            self.keep(self.remove(key_of(pod)))
+        elif pod["spec"].get("nodeName") and uid not in self._addresses:
+            self._addresses[uid] = self.new_address()
+            self.keep(self._run(pod, self._addresses[uid]))
+
+    @abc.abstractmethod
+    def new_address(self) -> str:
+        """Return one of 127.0.0.0/8 that no other pod has."""
+
+    @abc.abstractmethod
+    async def get(self, resource: str, key: Key) -> Object | None:
+        """Return an object."""
+
+    @abc.abstractmethod
+    async def remove(self, key: Key) -> None:
+        """Have a pod be gone."""
+
+    @abc.abstractmethod
+    async def write(self, key: Key, status: Mapping[str, Any]) -> None:
+        """Change a pod's status, if the pod is still there."""
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             print(f"a stand-in failed: {error!r}", file=sys.stderr)
 
-    def _changed(self, change: Change) -> None:
-        kind, pod, _ = change
-        uid = pod["metadata"]["uid"]
-        if kind == "DELETED":
-            self._end(uid)
-        elif pod["metadata"].get("deletionTimestamp"):
-            self._store.remove("pods", pod["metadata"]["namespace"], pod["metadata"]["name"])
-        elif pod["spec"].get("nodeName") and uid not in self._addresses:
-            # the last three numbers of 127.0.0.0/8 are this crowd's, as the embedded cluster's pods have them
-            self._addresses[uid] = self.cluster._address()
-            self._keep(self._run(pod, self._addresses[uid]))
-
     async def _run(self, pod: Object, address: str) -> None:
-        metadata = pod["metadata"]
+        key = key_of(pod)
         await asyncio.sleep(START_SECONDS)
-        ports = int(metadata["annotations"][names.PORTS])
-        secret = next(volume["secret"]["secretName"] for volume in pod["spec"]["volumes"] if "secret" in volume)
-        file = self._store.get("secrets", metadata["namespace"], secret)["data"][connection_key(ports)]
-        key = json.loads(base64.b64decode(file))["key"]
+        environment = {item["name"]: item.get("value", "") for item in pod["spec"]["containers"][0].get("env", ())}
+        calls_back = "RESPONSE_ADDRESS" in environment
+        ports = 0 if calls_back else int(pod["metadata"]["annotations"][names.PORTS])
+        secret = secrets.token_hex(16) if calls_back else await self._key(pod, ports)
+        if secret is None:
+            return  # its kernel is gone
+        numbers = [PORT_SETS[ports] + index for index in range(5)]
         self._listening[address] = asyncio.get_running_loop().create_future()
-        self._tell(address, key=key, ports=[PORT_SETS[ports] + index for index in range(5)])
+        self._tell(address, key=secret, ports=numbers)
         await self._listening[address]
         del self._listening[address]
-        if self._store.find("pods", metadata["namespace"], metadata["name"]) is not None:
-            self._pods[address] = (metadata["namespace"], metadata["name"])
-            self._report(address, "Running", {"running": {"startedAt": now()}})
+        if pod["metadata"]["uid"] not in self._addresses:
+            return
+        self._pods[address] = key
+        await self.write(key, _status(pod, address, "Running", {"running": {"startedAt": now()}}))
+        if calls_back:
+            connection = {f"{channel}_port": number for channel, number in zip(_CHANNELS, numbers, strict=True)}
+            scheme = {"key": secret, "signature_scheme": "hmac-sha256", "transport": "tcp"}
+            await stock.call_back(environment, {**connection, **scheme, "ip": address})
 
-    def _end(self, uid: str) -> None:
-        address = self._addresses.pop(uid, None)
-        if address is not None:
-            self._pods.pop(address, None)
-            self._tell(address)
+    async def _key(self, pod: Object, ports: int) -> str | None:
+        """Return the connection key of a kernel of this project's, None if it is gone."""
+        name = next(volume["secret"]["secretName"] for volume in pod["spec"]["volumes"] if "secret" in volume)
+        secret = await self.get("secrets", (pod["metadata"]["namespace"], name))
+        return None if secret is None else str(json.loads(base64.b64decode(secret["data"][connection_key(ports)]))["key"])
 
     def _tell(self, address: str, **facts: Any) -> None:
         *_, third, fourth = map(int, address.split("."))
@@ -113,50 +154,92 @@ class Crowd:
         assert process.stdout is not None
         while line := await process.stdout.readline():
             said = json.loads(line)
-            if "ended" in said and said["ended"] in self._pods:
-                ended = {"exitCode": 0, "reason": "Completed", "startedAt": now(), "finishedAt": now()}
-                self._report(said["ended"], "Succeeded", {"terminated": ended})
+            if said.get("ended") in self._pods:
+                self.keep(self._ended(said["ended"], self._pods[said["ended"]]))
             elif said.get("listens") in self._listening:
                 self._listening[said["listens"]].set_result(None)
 
-    def _report(self, address: str, phase: str, state: Mapping[str, Any]) -> None:
-        running = phase == "Running"
-        pod = self._store.find("pods", *self._pods[address])
-        if pod is None:
-            return
-        container = {"name": "kernel", "image": pod["spec"]["containers"][0]["image"], "ready": running, "started": running}
-        status = {
-            **pod["status"],
-            "phase": phase,
-            "podIP": address,
-            "podIPs": [{"ip": address}],
-            "hostIP": "127.0.0.1",
-            "startTime": now(),
-            "conditions": [{"type": kind, "status": "True" if running else "False"} for kind in _CONDITIONS],
-            "containerStatuses": [{**container, "restartCount": 0, "state": dict(state), "lastState": {}}],
-        }
-        self._store.replace("pods", {**pod, "status": status})
+    async def _ended(self, address: str, key: Key) -> None:
+        ended = {"exitCode": 0, "reason": "Completed", "startedAt": now(), "finishedAt": now()}
+        pod = await self.get("pods", key)
+        if pod is not None:
+            await self.write(key, _status(pod, address, "Succeeded", {"terminated": ended}))
+
+
+def _status(pod: Object, address: str, phase: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    running = phase == "Running"
+    container = {"name": "kernel", "image": pod["spec"]["containers"][0]["image"], "imageID": "", "ready": running, "started": running}
+    return {
+        "phase": phase,
+        "podIP": address,
+        "podIPs": [{"ip": address}],
+        "hostIP": "127.0.0.1",
+        "startTime": now(),
+        "conditions": [{"type": kind, "status": "True" if running else "False"} for kind in _CONDITIONS],
+        "containerStatuses": [{**container, "restartCount": 0, "state": dict(state), "lastState": {}}],
+    }
+
+
+class EmbeddedCrowd(Crowd):
+    """On the embedded cluster, which is in this process."""
+
+    namespace = "default"
+
+    def __init__(self, cluster: EmbeddedCluster, processes: list[Process]) -> None:
+        super().__init__(processes)
+        self.kubeconfig = cluster.kubeconfig
+        self.faults = cluster.faults
+        self._cluster = cluster
+        self._store = cluster.store
+        self._store.listeners["pods"].append(self._happened)
+
+    def _happened(self, change: Change) -> None:
+        kind, pod, _ = change
+        self.changed(pod, is_gone=kind == "DELETED")
+
+    def new_address(self) -> str:
+        """As the embedded cluster's pods have them."""
+        return self._cluster._address()
+
+    async def get(self, resource: str, key: Key) -> Object | None:
+        """Return an object."""
+        return self._store.find(resource, *key)
+
+    async def remove(self, key: Key) -> None:
+        """Have a pod be gone."""
+        if self._store.find("pods", *key) is not None:
+            self._store.remove("pods", *key)
+
+    async def write(self, key: Key, status: Mapping[str, Any]) -> None:
+        """Change a pod's status, if the pod is still there."""
+        pod = self._store.find("pods", *key)
+        if pod is not None:
+            self._store.replace("pods", {**pod, "status": {**pod["status"], **status}})
 
 
 @asynccontextmanager
-async def crowd(directory: Path, most: int) -> AsyncIterator[Crowd]:
-    """Run a cluster for at most so many kernels."""
+async def processes_of(most: int) -> AsyncIterator[list[Process]]:
+    """Run the processes of at most so many stand-ins."""
     files_allowed()
-    # a machine that nobody's pods fill
-    amounts = {"cpu": "100000", "memory": "1000Ti", "pods": "100000"}
-    nodes = tuple({**node, "status": {**node["status"], "capacity": amounts, "allocatable": amounts}} for node in NODES)
     command = (sys.executable, "-m", "bench.standins")
     count = -(-most // _KERNELS_A_PROCESS)
     processes = [await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE) for _ in range(count)]
     try:
-        async with EmbeddedCluster(directory, nodes=nodes, serves=lambda _: False, window=50000) as cluster:
-            running = Crowd(cluster, processes)
-            try:
-                yield running
-            finally:
-                running.close()
+        yield processes
     finally:
         for process in processes:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+
+
+@asynccontextmanager
+async def crowd(directory: Path, most: int) -> AsyncIterator[Crowd]:
+    """Run an embedded cluster for at most so many kernels."""
+    nodes = tuple({**node, "status": {**node["status"], "capacity": AMOUNTS, "allocatable": AMOUNTS}} for node in NODES)
+    async with processes_of(most) as processes, EmbeddedCluster(directory, nodes=nodes, serves=lambda _: False, window=50000) as cluster:
+        running = EmbeddedCrowd(cluster, processes)
+        try:
+            yield running
+        finally:
+            running.close()

@@ -34,13 +34,18 @@ _NUDGE_MS: Final = 100
 
 async def measure(count: int, namespace: str, image: str) -> list[float]:
     """Return, for each of ``count`` kernels created at once, the seconds until it printed; leave nothing behind."""
+    return [seconds for seconds, _ in await outputs(count, namespace, image, "")]
+
+
+async def outputs(count: int, namespace: str, image: str, code: str) -> list[tuple[float, str]]:
+    """Do the same with a cell that goes on with ``code``, and return all that it printed as well."""
     run = secrets.token_hex(4)
     names = [f"floor-{run}-{index}" for index in range(count)]
     addresses: dict[str, asyncio.Future[str]] = {name: asyncio.get_running_loop().create_future() for name in names}
     gone = {name: asyncio.Event() for name in names}
-    async with _core() as core, _watching(core, namespace, run, addresses, gone):
+    async with core() as api, _watching(api, namespace, run, addresses, gone):
         context = zmq.asyncio.Context()
-        launches = [asyncio.ensure_future(_launch(core, context, namespace, name, run, image, addresses[name])) for name in names]
+        launches = [asyncio.ensure_future(_launch(api, context, namespace, name, run, image, addresses[name], code)) for name in names]
         try:
             return await asyncio.wait_for(asyncio.gather(*launches), SECONDS)
         finally:
@@ -49,11 +54,12 @@ async def measure(count: int, namespace: str, image: str) -> list[float]:
                 launch.cancel()
             await asyncio.gather(*launches, return_exceptions=True)
             context.destroy(linger=0)
-            await _clean_up(core, namespace, run, gone)
+            await _clean_up(api, namespace, run, gone)
 
 
 @asynccontextmanager
-async def _core() -> AsyncIterator[Any]:
+async def core() -> AsyncIterator[Any]:
+    """Yield Kubernetes' own client for the cluster of KUBECONFIG."""
     configuration = client.Configuration()
     await config.load_kube_config(client_configuration=configuration)
     # all requests of a burst at once, rather than in the order of free connections
@@ -63,18 +69,18 @@ async def _core() -> AsyncIterator[Any]:
 
 
 async def _launch(
-    core: Any, context: zmq.asyncio.Context, namespace: str, name: str, run: str, image: str, address: asyncio.Future[str]
-) -> float:
+    core: Any, context: zmq.asyncio.Context, namespace: str, name: str, run: str, image: str, address: asyncio.Future[str], code: str
+) -> tuple[float, str]:
     connection = {**_PORTS, "ip": "0.0.0.0", "key": secrets.token_hex(16), "transport": "tcp", "signature_scheme": "hmac-sha256"}
     begin = time.monotonic()
     await core.create_namespaced_secret(namespace, _secret(name, run, connection))
     await core.create_namespaced_pod(namespace, _pod(name, run, image))
-    await _hello(context, connection, await address)
-    return time.monotonic() - begin
+    came, text = await _hello(context, connection, await address, code)
+    return came - begin, text
 
 
-async def _hello(context: zmq.asyncio.Context, connection: Mapping[str, Any], address: str) -> None:
-    """Return once the kernel has published what a cell prints."""
+async def _hello(context: zmq.asyncio.Context, connection: Mapping[str, Any], address: str, code: str) -> tuple[float, str]:
+    """Return when (the process's time) the kernel published what a cell prints first, and all that the cell printed."""
     session = Session(key=connection["key"].encode(), signature_scheme=connection["signature_scheme"])
     with context.socket(SocketType.DEALER) as shell, context.socket(SocketType.SUB) as iopub:
         iopub.subscribe(b"")
@@ -86,13 +92,19 @@ async def _hello(context: zmq.asyncio.Context, connection: Mapping[str, Any], ad
         # ipykernel 7 says a welcome; an older one says that it is busy with this request
         while not await iopub.poll(_NUDGE_MS):
             await shell.send_multipart(session.serialize(session.msg("kernel_info_request")))
-        cell = session.msg("execute_request", {"code": 'print("hello")', "silent": False, "allow_stdin": False})
+        cell = session.msg("execute_request", {"code": f'print("hello", flush=True)\n{code}', "silent": False, "allow_stdin": False})
         await shell.send_multipart(session.serialize(cell))
+        came, text = 0.0, ""
         while True:
             _, parts = session.feed_identities(await iopub.recv_multipart())
             message = session.deserialize(parts)
-            if message["msg_type"] == "stream" and message["parent_header"].get("msg_id") == cell["header"]["msg_id"]:
-                return
+            if message["parent_header"].get("msg_id") != cell["header"]["msg_id"]:
+                continue
+            if message["msg_type"] == "stream":
+                came, text = came or time.monotonic(), text + message["content"]["text"]
+            is_over = message["msg_type"] == "status" and message["content"]["execution_state"] == "idle"
+            if came and (is_over or not code):
+                return came, text
 
 
 @asynccontextmanager

@@ -49,12 +49,34 @@ async def first_outputs(gateway: Gateway, kernel: str, count: int) -> list[float
 
 
 @asynccontextmanager
-async def ours(directory: Path, kubeconfig: str, namespace: str) -> AsyncIterator[Measure]:
-    """Yield what measures this project."""
+async def own_namespace(kubeconfig: str) -> AsyncIterator[tuple[Client, str]]:
+    """Yield a client of the cluster and the name of a new namespace, which is deleted afterwards."""
+    api = await Client.connect(kubeconfig=kubeconfig)
+    namespace = f"bench-{secrets.token_hex(3)}"
+    try:
+        await api.create("namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "namespace": ""}})
+        try:
+            yield api, namespace
+        finally:
+            await api.delete("namespaces", "", namespace)
+    finally:
+        await api.close()
+
+
+@asynccontextmanager
+async def our_gateway(directory: Path, kubeconfig: str, namespace: str) -> AsyncIterator[Gateway]:
+    """Run this project, with the profile ``elastic``."""
     write_kernelspecs(directory, {"elastic": profile("elastic", cpu={"request": "10m"}, memory={"request": "64Mi"})})
     # as where one gateway is all there is
     environment = {"KUBECONFIG": kubeconfig, "ELASTIC_KERNELS_NAMESPACE": namespace, "ELASTIC_KERNELS_ANNOUNCE_ADDRESS": "auto"}
     async with running_gateway(directory, environment) as gateway:
+        yield gateway
+
+
+@asynccontextmanager
+async def ours(directory: Path, kubeconfig: str, namespace: str) -> AsyncIterator[Measure]:
+    """Yield what measures this project."""
+    async with our_gateway(directory, kubeconfig, namespace) as gateway:
         yield lambda count: first_outputs(gateway, "elastic", count)
 
 
@@ -78,12 +100,8 @@ async def theirs(directory: Path, kubeconfig: str, namespace: str) -> AsyncItera
 async def run(counts: list[int], rounds: int, with_stock: bool, with_warm: bool) -> dict[str, dict[int, list[float]]]:
     """Measure all contestants in turn, so that what else the machine does befalls each of them; in a namespace of their own."""
     kubeconfig = os.environ["KUBECONFIG"]
-    api = await Client.connect(kubeconfig=kubeconfig)
     async with AsyncExitStack() as stack:
-        stack.push_async_callback(api.close)
-        namespace = f"bench-{secrets.token_hex(3)}"
-        await api.create("namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "namespace": ""}})
-        stack.push_async_callback(api.delete, "namespaces", "", namespace)
+        api, namespace = await stack.enter_async_context(own_namespace(kubeconfig))
         contestants: dict[str, Measure] = {"floor": lambda count: floor.measure(count, namespace, floor.IMAGE)}
         waiting = max(counts) if with_warm else 0
 

@@ -7,6 +7,10 @@ is late by is the machine's doing, and what it takes of memory is ZeroMQ's.
 Half of what is measured is measured at rest, and half at work: cells run on websockets, and kernels start and end. Each is repeated
 with an API server that takes 200 ms for each answer, with watches that are cut every five seconds, and with an API server that
 hangs for ten seconds.
+
+    KUBECONFIG=… python -m bench.scale --on-cluster
+
+does the same with a real API server, as far as its requests can be counted and made to fail from here, which they cannot.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import argparse
 import asyncio
 import contextlib
 import itertools
+import os
 import random
 import statistics
 import sys
@@ -28,17 +33,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from bench import figures, probe
+from bench import figures, probe, stock, unserved
 from bench.crowd import Crowd, crowd, files_allowed
 from elastic_kernels.record import PORT_SETS
 from tests.conftest import profile
 from tests.gateway import PLUGGED_IN, Gateway, running_gateway, until, write_kernelspecs
 
-ROOT: Final = Path(__file__).parents[1]
 KERNELS_A_USER: Final = 10
 # files that a gateway has open for each kernel: two ZeroMQ sockets of two files
 FILES_A_KERNEL: Final = 4
 AT_ONCE: Final = 10
+# each start of stock's is a process of its own for a second or two, and it has a timer for each kernel that asks the API server
+STOCK: Final = 100
+STOCK_BURST: Final = 10
 # the reaper looks after the pods of a burst for a while
 SETTLING_SECONDS: Final = 5.0
 API_LATENCY: Final = 0.2
@@ -76,12 +83,15 @@ class Bench:
     """Where the floor's does."""
     kernels: list[Kernel]
     numbers: Iterator[int]
+    name: str
+    """What is started."""
 
     async def start(self) -> tuple[Kernel, float]:
         """Start a kernel for the next user, and return it and the seconds that it took."""
         begin = time.monotonic()
-        headers = {"X-Forwarded-User": f"user-{next(self.numbers) // KERNELS_A_USER}"}
-        status, body = await self.gateway.request("POST", "/api/kernels", {"name": "stand-in", "env": {}}, headers=headers)
+        user = f"user-{next(self.numbers) // KERNELS_A_USER}"
+        headers, wish = {"X-Forwarded-User": user}, {"name": self.name, "env": {"KERNEL_USERNAME": user}}
+        status, body = await self.gateway.request("POST", "/api/kernels", wish, headers=headers)
         if status != 201:
             raise RuntimeError(f"a kernel did not start: {body}")
         return Kernel(str(body["id"]), headers), time.monotonic() - begin
@@ -163,28 +173,34 @@ async def _pause(enough: asyncio.Event, seconds: float) -> None:
 
 
 @asynccontextmanager
-async def running(most: int) -> AsyncIterator[Bench]:
-    """Run the cluster, the gateway and the floor."""
+async def running(most: int, kubeconfig: str, *, is_stock: bool = False) -> AsyncIterator[Bench]:
+    """Run the cluster (that of ``kubeconfig``, or an embedded one if it is empty), a gateway and the floor."""
     async with AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        standing = await stack.enter_async_context(crowd(directory / "cluster", most))
+        its_crowd = unserved.crowd(kubeconfig, most) if kubeconfig else crowd(directory / "cluster", most)
+        standing = await stack.enter_async_context(its_crowd)
         place = directory / "gateway"
         place.mkdir()
-        write_kernelspecs(place, {"stand-in": profile("stand-in")})
         inside, beside = directory / "inside", directory / "beside"
-        environment = {
-            "KUBECONFIG": str(standing.cluster.kubeconfig),
-            "ELASTIC_KERNELS_NAMESPACE": "default",
-            "PYTHONPATH": str(ROOT),
-            **_SETTINGS,
-        }
-        configuration = f"{PLUGGED_IN}from bench.probe import install\ninstall({str(inside)!r})\n"
-        stack.push_async_callback(_end, await asyncio.create_subprocess_exec(sys.executable, "-m", "bench.probe", str(beside), cwd=ROOT))
-        gateway = await stack.enter_async_context(running_gateway(place, environment, configuration=configuration))
+        probing = f"from bench.probe import install\ninstall({str(inside)!r})\n"
+        probe_command = (sys.executable, "-m", "bench.probe", str(beside))
+        stack.push_async_callback(_end, await asyncio.create_subprocess_exec(*probe_command, cwd=stock.ROOT))
+        theirs = stock.on_stand_ins(place, str(standing.kubeconfig), standing.namespace, probing)
+        gateway = await stack.enter_async_context(theirs if is_stock else _ours(place, standing, probing))
         await until(lambda: inside.exists() and beside.exists(), "the probes to listen")
-        yield Bench(standing, gateway, inside, beside, [], itertools.count())
+        yield Bench(standing, gateway, inside, beside, [], itertools.count(), stock.NAME if is_stock else "stand-in")
         # a gateway that is told to end takes a tenth of a second for each kernel
         gateway.kill()
+
+
+@asynccontextmanager
+async def _ours(place: Path, standing: Crowd, configuration: str) -> AsyncIterator[Gateway]:
+    write_kernelspecs(place, {"stand-in": profile("stand-in", cpu={"request": "1m"}, memory={"request": "1Mi"}, **standing.profile)})
+    cluster = {"KUBECONFIG": str(standing.kubeconfig), "ELASTIC_KERNELS_NAMESPACE": standing.namespace}
+    async with running_gateway(
+        place, {**cluster, "PYTHONPATH": str(stock.ROOT), **_SETTINGS}, configuration=PLUGGED_IN + configuration
+    ) as gateway:
+        yield gateway
 
 
 async def _end(process: Process) -> None:
@@ -195,7 +211,10 @@ async def _end(process: Process) -> None:
 
 @asynccontextmanager
 async def _condition(bench: Bench, name: str) -> AsyncIterator[None]:
-    faults = bench.crowd.cluster.faults
+    faults = bench.crowd.faults
+    if faults is None:
+        yield
+        return
 
     async def cut() -> None:
         while True:
@@ -219,7 +238,7 @@ async def _condition(bench: Bench, name: str) -> AsyncIterator[None]:
 
 async def measure(bench: Bench, count: int, burst: int, seconds: float, empty: tuple[int, int]) -> dict[str, Any]:
     """Return what there is to say about a gateway with ``count`` kernels."""
-    requests = bench.crowd.cluster.faults.requests
+    requests = bench.crowd.faults.requests if bench.crowd.faults is not None else Counter[tuple[str, str]]()
     result: dict[str, Any] = {"kernels": count}
     memory = [(await probe.ask(path, "rest", 0.1))["memory"] for path in (bench.inside, bench.beside)]
     result["memory"] = {"gateway": (memory[0] - empty[0]) / count, "floor": (memory[1] - empty[1]) / count}
@@ -235,7 +254,7 @@ async def measure(bench: Bench, count: int, burst: int, seconds: float, empty: t
     result["idle"] = {"cpu": resting["cpu"], "floor cpu": floor["cpu"], "late": {}}
     result["idle"]["requests"] = {f"{verb} {resource}": number for (verb, resource), number in (requests - before).items()}
     result["work"] = {"late": {}}
-    for condition in CONDITIONS:
+    for condition in CONDITIONS if bench.crowd.faults is not None else CONDITIONS[:1]:
         for state in ("idle", "work"):
             async with _condition(bench, condition), AsyncExitStack() as stack:
                 if state == "work":
@@ -265,27 +284,28 @@ async def _left(bench: Bench) -> int:
     return 0
 
 
-async def run(counts: list[int], burst: int, seconds: float) -> list[dict[str, Any]]:
-    """Measure one gateway with more and more kernels."""
+async def run(counts: list[int], burst: int, seconds: float, kubeconfig: str = "", *, is_stock: bool = False) -> list[dict[str, Any]]:
+    """Measure one gateway with more and more kernels, on the cluster of ``kubeconfig`` or an embedded one."""
     allowed = files_allowed()
     possible = [count for count in sorted(counts) if (count + burst) * FILES_A_KERNEL + 500 < allowed]
     for count in sorted(set(counts) - set(possible)):
         print(f"{count} kernels are left out: a process may have {allowed} files open here (ulimit -Hn).", flush=True)
     results = []
-    async with running(max(possible) + burst) as bench:
+    async with running(max(possible) + burst, kubeconfig, is_stock=is_stock) as bench:
         await bench.grow(1)  # pays for connections and imports
         empty = [(await probe.ask(path, "rest", 0.1))["memory"] for path in (bench.inside, bench.beside)]
         for count in possible:
             begin = time.monotonic()
             await bench.grow(count)
             print(f"{count:6} kernels started, in {time.monotonic() - begin:.0f} s", flush=True)
-            results.append(await measure(bench, count, min(burst, count), seconds, (empty[0], empty[1])))
+            measured = await measure(bench, count, min(burst, count), seconds, (empty[0], empty[1]))
+            results.append({"gateway": "stock" if is_stock else "ours", **measured})
     return results
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Return what was measured, a column for each number of kernels."""
-    rows: list[list[str]] = [["", *(f"{result['kernels']} kernels" for result in results)]]
+    """Return what was measured, a column for each gateway and number of kernels."""
+    rows: list[list[str]] = [["", *(f"{result['kernels']} {result['gateway']}" for result in results)]]
 
     def add(name: str, value: Any) -> None:
         rows.append([name, *(value(result) for result in results)])
@@ -296,10 +316,11 @@ def table(results: list[dict[str, Any]]) -> str:
     add("  median s", lambda r: f"{statistics.median(r['burst']['seconds']):.2f}")
     add("  the last, s", lambda r: f"{max(r['burst']['seconds']):.2f}")
     add("  CPU of a start and an end, ms", lambda r: f"{1000 * r['burst']['cpu']:.0f}")
-    add("API requests a start and an end", lambda r: f"{sum(r['requests a start'].values()):.2f}")
-    add("API requests at rest", lambda r: str(sum(r["idle"]["requests"].values())))
+    if any(result["requests a start"] for result in results):
+        add("API requests a start and an end", lambda r: f"{sum(r['requests a start'].values()):.2f}")
+        add("API requests at rest", lambda r: str(sum(r["idle"]["requests"].values())))
     for state in ("idle", "work"):
-        for condition in CONDITIONS:
+        for condition in results[0][state]["late"]:
             rows.append([f"loop late, ms, {'at rest' if state == 'idle' else 'at work'}, {condition}", *("" for _ in results)])
             for name in ("p50", "p99", "max"):
 
@@ -318,10 +339,15 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[100, 1000, 3000])
     parser.add_argument("--burst", type=int, default=200, help="starts at once (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=15.0, help="of each measurement (default: %(default)s)")
+    parser.add_argument("--on-cluster", action="store_true", help="with the API server of KUBECONFIG's cluster")
+    parser.add_argument("--stock", type=int, default=STOCK, help="kernels of stock Enterprise Gateway, 0 for none (default: %(default)s)")
     given = parser.parse_args(arguments)
-    results = asyncio.run(run(given.counts, given.burst, given.seconds))
+    kubeconfig = os.environ["KUBECONFIG"] if given.on_cluster else ""
+    results = asyncio.run(run(given.counts, given.burst, given.seconds, kubeconfig))
+    if given.stock and not given.on_cluster:  # where its pods would find a kubelet
+        results += asyncio.run(run([given.stock], min(given.burst, STOCK_BURST), given.seconds, kubeconfig, is_stock=True))
     print(table(results))
-    figures.save("scale", results)
+    figures.save("scale-on-cluster" if given.on_cluster else "scale", results)
 
 
 if __name__ == "__main__":

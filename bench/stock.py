@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
+import os
+import secrets
 import subprocess
 import sys
 import tarfile
@@ -11,8 +15,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from Cryptodome.Cipher import AES, PKCS1_v1_5
+from Cryptodome.PublicKey import RSA
+from Cryptodome.Util.Padding import pad
+
 from tests.gateway import Gateway, running_gateway, write_kernelspecs
 
+ROOT: Final = Path(__file__).parents[1]
 JEG: Final = "jupyter_enterprise_gateway==3.3.0"
 IMAGE: Final = "elastic-kernels/test-jeg-python:dev"
 NAME: Final = "stock"
@@ -32,6 +41,31 @@ async def on_kubernetes(directory: Path, kubeconfig: str, namespace: str) -> Asy
 
 
 @asynccontextmanager
+async def on_stand_ins(directory: Path, kubeconfig: str, namespace: str, configuration: str) -> AsyncIterator[Gateway]:
+    """Run one as on Kubernetes, whose kernels are stand-ins that call back as its own launcher does; with lines of ``configuration``."""
+    script = await asyncio.to_thread(_launchers, directory) / "kubernetes" / "scripts" / "launch_kubernetes.py"
+    spec = _spec(sys.executable, script, "k8s.KubernetesProcessProxy", {"image_name": IMAGE})
+    cluster = {"KUBECONFIG": kubeconfig, "EG_NAMESPACE": namespace, "EG_SHARED_NAMESPACE": "True"}
+    environment = {**cluster, "EG_RESPONSE_IP": "127.0.0.1", "EG_KERNEL_LAUNCH_TIMEOUT": "300", "EG_MAX_KERNELS_PER_USER": "-1"}
+    async with _running(directory, spec, environment, configuration) as gateway:
+        yield gateway
+
+
+async def call_back(environment: Mapping[str, str], connection: Mapping[str, Any]) -> None:
+    """Send a connection file to who waits for it, as a launcher does: ``environment`` is that of its pod."""
+    key = secrets.token_bytes(16)
+    content = json.dumps({**connection, "kernel_id": environment["KERNEL_ID"]}).encode()
+    sealed = AES.new(key, AES.MODE_ECB).encrypt(pad(content, AES.block_size))
+    locked = PKCS1_v1_5.new(RSA.import_key(base64.b64decode(environment["PUBLIC_KEY"]))).encrypt(key)
+    payload = {"version": 1, "key": base64.b64encode(locked).decode(), "conn_info": base64.b64encode(sealed).decode()}
+    host, _, port = environment["RESPONSE_ADDRESS"].rpartition(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    writer.write(base64.b64encode(json.dumps(payload).encode()))
+    await writer.drain()
+    writer.close()
+
+
+@asynccontextmanager
 async def on_this_machine(directory: Path) -> AsyncIterator[Gateway]:
     """Run one whose kernel ``stock`` is a process of this machine: for what does not depend on where a kernel runs.
 
@@ -44,10 +78,13 @@ async def on_this_machine(directory: Path) -> AsyncIterator[Gateway]:
 
 
 @asynccontextmanager
-async def _running(directory: Path, spec: Mapping[str, Any], environment: Mapping[str, str]) -> AsyncIterator[Gateway]:
+async def _running(
+    directory: Path, spec: Mapping[str, Any], environment: Mapping[str, str], configuration: str = ""
+) -> AsyncIterator[Gateway]:
     write_kernelspecs(directory, {}, {NAME: spec})
     await asyncio.to_thread((directory / "sitecustomize.py").write_text, _OUTSIDE)
-    async with running_gateway(directory, {**environment, "PYTHONPATH": str(directory)}) as gateway:
+    path = os.pathsep.join([str(directory), str(ROOT)])
+    async with running_gateway(directory, {**environment, "PYTHONPATH": path}, configuration=configuration) as gateway:
         yield gateway
 
 

@@ -11,7 +11,7 @@ from jupyter_client.session import Session
 from zmq.asyncio import Context
 from zmq.constants import SocketType
 
-from bench import figures, plot, standins
+from bench import figures, phases, plot, standins
 from tests.gateway import free_port, until
 
 
@@ -49,6 +49,24 @@ def test_the_picture() -> None:
     texts = [element.text for element in drawn.iter("{http://www.w3.org/2000/svg}text")]
     assert {"an <empty> cell", "stock Enterprise Gateway: none came", "12"} <= set(texts)
     assert plot.rows(None, None) == []
+
+
+def test_where_the_time_of_a_start_goes() -> None:
+    seen = phases.Seen()
+    pod = {"metadata": {"name": "pod"}, "spec": {}, "status": {"phase": "Pending"}}
+    seen.note("secrets", {"type": "ADDED", "object": {"metadata": {"name": "record"}}})
+    seen.note("pods", {"type": "ADDED", "object": pod})
+    assert set(seen.moments) == {phases.RECORD, phases.POD}
+    seen.note("pods", {"type": "MODIFIED", "object": {**pod, "spec": {"nodeName": "general"}}})
+    scheduled = seen.moments[phases.SCHEDULED]
+    seen.note("pods", {"type": "MODIFIED", "object": {**pod, "spec": {"nodeName": "general"}, "status": {"phase": "Running"}}})
+    assert seen.moments[phases.SCHEDULED] == scheduled <= seen.moments[phases.RUNNING]
+    assert seen.pods == {"pod"}
+    seen.note("pods", {"type": "DELETED", "object": pod})
+    assert not seen.pods
+    # what the floor does not have is a part of what follows
+    moments = {phases.RECORD: 10.5, phases.POD: 11.0, phases.OUTPUT: 14.0}
+    assert phases.durations(10.0, moments) == {phases.RECORD: 0.5, phases.POD: 0.5, phases.OUTPUT: 3.0}
 
 
 @pytest.mark.parametrize("length", [0, 1, 255, 256, 70000])
