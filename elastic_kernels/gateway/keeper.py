@@ -320,7 +320,7 @@ class Keeper:
             return
         kept = records.from_secret(secret)
         started = await self._reached(cluster, kept, secret, pod)
-        if started is None or self._kernels._kernels.get(kept.kernel_id) is not kernel or kernel.restarting:
+        if started is None or kernel.restarting or self._kernels._kernels.get(kept.kernel_id) is not kernel:
             return
         log.info("Kernel %s was restarted elsewhere, and is in the pod %s/%s now", kept.kernel_id, *started.key)
         serving.move(self._kernels, cluster, kernel, started)

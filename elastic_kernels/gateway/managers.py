@@ -26,6 +26,7 @@ from elastic_kernels import identity, profiles, reach
 from elastic_kernels.errors import ClusterAwayError, KernelExistsError, NotAllowedError, NotFoundError, NotRunningError, RequestError
 from elastic_kernels.gateway import activity, audit
 from elastic_kernels.gateway.keeper import Keeper
+from elastic_kernels.gateway.users import KernelsByUser
 from elastic_kernels.identity import User
 from elastic_kernels.proxy import ElasticKernelProxy
 from elastic_kernels.request import launch_timeout
@@ -91,6 +92,7 @@ class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[m
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self._kernels = KernelsByUser()
         self.keeper = Keeper(self)
         self._restarts: dict[str, asyncio.Task[None]] = {}
         self._shutdowns: Counter[str] = Counter()
@@ -189,8 +191,8 @@ class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[m
 
     def ids_of(self, name: str) -> list[str]:
         """Return the ids of a user's kernels, and of those that do not say whose they are."""
-        users = ((kernel_id, getattr(manager, "user", None)) for kernel_id, manager in self._kernels.items())
-        return [kernel_id for kernel_id, user in users if user is None or user.name == name]
+        kernels: KernelsByUser = self._kernels
+        return kernels.of(name)
 
     def user_of(self, kernel_id: str) -> User | None:
         """Return whose kernel it is, or None if there is no such kernel, or none that says so."""
