@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any, Final
 
-from elastic_kernels import homes, names, patience, pod, reach, record, slots, status
+from elastic_kernels import homes, names, patience, pod, reach, record, slots, status, unbound
 from elastic_kernels.cluster import Cluster, Key, Object, RecordRef
 from elastic_kernels.errors import ClusterError, ElasticKernelsError, HomeError, LaunchError, NotFoundError, one_line
 from elastic_kernels.profiles import Profile
@@ -177,6 +177,11 @@ class Attempt:
             self._creating.add_done_callback(lambda _: self._end())
         else:
             self._end()
+
+    async def why_unbound(self) -> str:
+        """Return what is said of the volumes that a pod which has no node waits for, as the end of a sentence; empty if nothing."""
+        waiting = self._cluster.pods.get(self._key) if self._key is not None else None
+        return await unbound.why(self._cluster.client, waiting) if waiting is not None and not status.is_scheduled(waiting) else ""
 
     def abandon(self) -> None:
         """Called when this process ends: a kernel that is started again has its record, and is left to the other gateways."""

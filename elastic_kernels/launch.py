@@ -72,8 +72,9 @@ async def _in_time(attempt: Attempt, seconds: float, run: Coroutine[Any, Any, St
     try:
         return await patience.within(run, seconds)
     except asyncio.TimeoutError:
+        sentence = f"{now.status.sentence}{await attempt.why_unbound()}"
         raise LaunchTimeoutError(
-            f"The kernel {attempt.title} was not ready within {seconds:g} seconds: {now.status.sentence}.", detail=now.status.phase.value
+            f"The kernel {attempt.title} was not ready within {seconds:g} seconds: {sentence}.", detail=now.status.phase.value
         ) from None
     except ClusterError as error:
         sentence = status.refused(str(error)).sentence

@@ -147,6 +147,7 @@ async def test_a_claim_that_never_binds(backend: Backend, gateway: Gateway) -> N
     assert sentence.startswith(
         "The kernel 'home' was not ready within 5 seconds: no machine fits it so far: a volume claim has no volume yet"
     )
+    assert sentence.endswith("""; of the volume claim 'claim-leo' it is said: storageclass.storage.k8s.io "absent" not found.""")
     await until(backend.is_empty, "the pod and its record to go")
 
 
