@@ -43,7 +43,7 @@ THINKS = (1.0, 8.0)
 PATIENCE = 90.0
 CELL = 45.0
 # for how long a gateway may list a kernel whose record came and went between two of its looks, and then some
-LISTED = 45.0
+LISTED = 15.0
 BROKEN = (aiohttp.ClientError, ConnectionError, asyncio.TimeoutError)
 UNDEFINED = -1
 Fault = Callable[["Soak"], Awaitable[None]]

@@ -39,8 +39,8 @@ _CATCH_UP: Final = 5.0
 # By how much another gateway may be ahead of the copy here, and by how much a kubelet may be behind a kernel that answers already.
 _AHEAD: Final = 0.5
 _BEHIND: Final = 2.0
-# A record that was created here is in the copy by then, or has been deleted meanwhile.
-_UNSEEN: Final = 30.0
+# A record that was created here is in the copy by then, or has probably been deleted meanwhile.
+_UNSEEN: Final = 2.0
 _TRIED_AGAIN: Final = 15.0
 
 
@@ -228,8 +228,10 @@ class Keeper:
         if item is None:
             if not cluster.records.is_fresh:
                 self._unseen.pop(kernel_id, None)
-            elif kernel_id in self._recorded or now - self._unseen.setdefault(kernel_id, now) > _UNSEEN:
+            elif kernel_id in self._recorded:
                 self._lose(kernel_id)
+            elif now - self._unseen.setdefault(kernel_id, now) > _UNSEEN:
+                self._begin(kernel_id, self._ask_for(cluster, kernel_id, kernel))
             return
         self._recorded.add(kernel_id)
         latest = reach.latest(pods)
@@ -325,6 +327,16 @@ class Keeper:
         log.info("Kernel %s was restarted elsewhere, and is in the pod %s/%s now", kept.kernel_id, *started.key)
         serving.move(self._kernels, cluster, kernel, started)
         self.health.met(kept.kernel_id, pod)
+
+    async def _ask_for(self, cluster: Cluster, kernel_id: str, kernel: Any) -> None:
+        """Let a kernel go whose record the API server does not have, either: it came and went before anybody here looked."""
+        namespace, record = kernel.elastic_record
+        secret = await cluster.client.get("secrets", namespace, record.name)
+        self._unseen.pop(kernel_id, None)
+        is_there = secret is not None and secret["metadata"]["uid"] == record.uid
+        is_busy = kernel.restarting or kernel.shutting_down
+        if not (is_there or is_busy) and self._kernels._kernels.get(kernel_id) is kernel:
+            self._lose(kernel_id)
 
     async def _reached(self, cluster: Cluster, kept: records.Record, secret: Object, pod: Object | None) -> Started | None:
         ref = RecordRef(kept.name, kept.token, secret["metadata"]["uid"])

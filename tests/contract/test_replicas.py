@@ -165,6 +165,15 @@ async def test_a_restart_under_way_is_left_to_the_other_gateways(backend: Backen
         assert await run(second, kernel, "print('x' in globals())") == "False\n"
 
 
+async def test_what_is_deleted_elsewhere_at_once_is_not_listed_for_long(backend: Backend, tmp_path: Path) -> None:
+    """Before the gateway that started it has looked at it even once."""
+    async with gateway(backend, tmp_path / "one") as one, gateway(backend, tmp_path / "two") as two:
+        for _ in range(5):
+            kernel = await start(one)
+            assert (await two.request("DELETE", f"/api/kernels/{kernel}", headers=ANA))[0] == 204
+            await until(lambda: _lists_none(one), "the kernel to be listed no more", seconds=10)
+
+
 @asynccontextmanager
 async def away(backend: Backend, running: Gateway) -> AsyncIterator[None]:
     """Take the API server away from a gateway that has noticed it, and back."""
