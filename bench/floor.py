@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import secrets
 import statistics
@@ -20,7 +21,8 @@ from typing import Any, Final
 import zmq.asyncio
 from jupyter_client.session import Session
 from kubernetes.aio import client, config
-from zmq.constants import SocketOption, SocketType
+from zmq.constants import Flag, SocketOption, SocketType
+from zmq.error import Again
 
 IMAGE: Final = "elastic-kernels/kernel-python:dev"
 SECONDS: Final = 300.0
@@ -86,12 +88,15 @@ async def _hello(context: zmq.asyncio.Context, connection: Mapping[str, Any], ad
         iopub.subscribe(b"")
         for socket, channel in ((shell, "shell"), (iopub, "iopub")):
             socket.setsockopt(SocketOption.RECONNECT_IVL, _RECONNECT_MS)
+            # nothing is to wait for a kernel that does not listen yet, which would have to answer all of it later
+            socket.setsockopt(SocketOption.IMMEDIATE, 1)
             socket.setsockopt(SocketOption.LINGER, 0)
             socket.connect(f"tcp://{address}:{connection[f'{channel}_port']}")
         # what a kernel publishes before the subscription has reached it is lost: a cell waits until anything came through.
         # ipykernel 7 says a welcome; an older one says that it is busy with this request
         while not await iopub.poll(_NUDGE_MS):
-            await shell.send_multipart(session.serialize(session.msg("kernel_info_request")))
+            with contextlib.suppress(Again):
+                await shell.send_multipart(session.serialize(session.msg("kernel_info_request")), flags=Flag.NOBLOCK)
         cell = session.msg("execute_request", {"code": f'print("hello", flush=True)\n{code}', "silent": False, "allow_stdin": False})
         await shell.send_multipart(session.serialize(cell))
         came, text = 0.0, ""

@@ -69,7 +69,7 @@ async def our_gateway(directory: Path, kubeconfig: str, namespace: str) -> Async
     write_kernelspecs(directory, {"elastic": profile("elastic", cpu={"request": "10m"}, memory={"request": "64Mi"})})
     # as where one gateway is all there is
     environment = {"KUBECONFIG": kubeconfig, "ELASTIC_KERNELS_NAMESPACE": namespace, "ELASTIC_KERNELS_ANNOUNCE_ADDRESS": "auto"}
-    async with running_gateway(directory, environment) as gateway:
+    async with running_gateway(directory, environment, configuration=PLUGGED_IN) as gateway:
         yield gateway
 
 
