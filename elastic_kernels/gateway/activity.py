@@ -92,5 +92,6 @@ def note(kernel: Any, header: dict[str, Any], parent: dict[str, Any], content: C
         kernel.is_known = True
         kernel.executing = None if is_over else parent
         kernel.execution_state = state
-    elif kernel.is_known and kernel.executing is None:
+    elif kernel.is_known and kernel.executing is None and parent.get("msg_type") != _QUESTION:
+        # one that is merely asked is not busy: who connects to it then would not be waited for, and lose the first of its output
         kernel.execution_state = state

@@ -10,10 +10,11 @@ from jupyter_client.session import Session
 
 from elastic_kernels.gateway.activity import note, watch
 
-CELL, OTHER, INFO = (
+CELL, OTHER, INFO, COMM = (
     {"msg_type": "execute_request", "msg_id": "cell"},
     {"msg_type": "execute_request", "msg_id": "other"},
     {"msg_type": "kernel_info_request", "msg_id": "info"},
+    {"msg_type": "comm_msg", "msg_id": "comm"},
 )
 Message = tuple[str, dict[str, Any]]
 
@@ -35,8 +36,11 @@ def heard(*messages: Message, is_known: bool = True, state: str = "idle") -> tup
         ([("busy", CELL), ("stream", CELL), ("idle", CELL)], ("idle", None)),
         # an answer on the control channel while a cell runs
         ([("busy", CELL), ("busy", INFO), ("idle", INFO)], ("busy", "cell")),
-        ([("busy", INFO)], ("busy", None)),
+        # who is asked how it is has nothing to do
+        ([("busy", INFO)], ("idle", None)),
         ([("busy", INFO), ("idle", INFO)], ("idle", None)),
+        ([("busy", COMM)], ("busy", None)),
+        ([("busy", COMM), ("idle", COMM)], ("idle", None)),
         ([("busy", CELL), ("idle", CELL), ("busy", OTHER)], ("busy", "other")),
         # an end that is not that of the cell that runs
         ([("busy", CELL), ("busy", OTHER), ("idle", CELL)], ("busy", "other")),
