@@ -40,14 +40,19 @@ def test_a_table() -> None:
 
 
 def test_the_picture() -> None:
-    launch = {"floor": {"1": [1.0], "20": [4.0]}, "ours": {"1": [1.1], "20": [4.4]}, "stock": {"1": [3.0], "20": [math.inf]}}
+    launch = {
+        "floor": {"1": [1.0], "20": [4.0]},
+        "ours": {"1": [1.1], "20": [4.4]},
+        "warm": {"1": [0.1], "20": [0.4]},
+        "stock": {"1": [3.0], "20": [math.inf]},
+    }
     messages = {"an <empty> cell": {"direct": [0.004], "ours": [0.004], "stock": [0.05]}}
     rows = plot.rows(launch, messages)
     assert [what for what, _ in rows] == ["1 at once, to the first output", "20 at once, to the first output", "an <empty> cell"]
-    assert rows[1][1] == {"ours": pytest.approx(1.1), "stock": math.inf}
+    assert rows[1][1] == {"ours": pytest.approx(1.1), "warm": pytest.approx(0.1), "stock": math.inf}
     drawn = ElementTree.fromstring(plot.svg(rows))
     texts = [element.text for element in drawn.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"an <empty> cell", "stock Enterprise Gateway: none came", "12"} <= set(texts)
+    assert {"an <empty> cell", "stock Enterprise Gateway: none came", "12", "0.1", "a warm start of it"} <= set(texts)
     assert plot.rows(None, None) == []
 
 
