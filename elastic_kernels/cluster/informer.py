@@ -193,6 +193,8 @@ class Informer:
         self._tell(key, kept)
 
     def _kept(self, item: Object) -> Object:
+        # who set which field: half of what a pod takes, and nobody here asks
+        item["metadata"].pop("managedFields", None)
         return self._trim(item) if self._trim is not None else item
 
     def _tell(self, key: Key, item: Object) -> None:

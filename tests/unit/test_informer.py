@@ -49,3 +49,14 @@ def test_an_index_finds_what_is_there(changes: list[tuple[str, int, str]]) -> No
                 str(each) for each in informer.objects() if user_of(each) == name
             )
         assert len(informer) == len(informer.objects())
+
+
+def test_who_set_which_field_is_not_kept() -> None:
+    client = Listing()
+    client.items = [{**item(1, "ana"), "metadata": {**item(1, "ana")["metadata"], "managedFields": [{"manager": "kubelet"}]}}]
+    informer = Informer(client, "pods", "ns", selectors={})  # type: ignore[arg-type]
+    asyncio.run(informer._list())
+    assert informer.objects() == [item(1, "ana")]
+    changed = item(1, "bob")
+    informer._apply("MODIFIED", {**changed, "metadata": {**changed["metadata"], "managedFields": [{"manager": "kubelet"}]}})
+    assert informer.objects() == [changed]
