@@ -10,7 +10,7 @@ hangs for ten seconds.
 
     KUBECONFIG=… python -m bench.scale --on-cluster
 
-does the same with a real API server, as far as its requests can be counted and made to fail from here, which they cannot.
+does the same with a real API server, whose requests can neither be counted nor made to fail from here.
 """
 
 from __future__ import annotations
