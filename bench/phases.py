@@ -21,9 +21,10 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from bench import figures, floor, launch
+from elastic_kernels.cluster import Client, Informer, Object, key_of
 from tests.gateway import Gateway, until
 
 RECORD, POD, SCHEDULED, PROCESS, SHELL = "record created", "pod created", "pod scheduled", "first process began", "IPython imported"
@@ -64,15 +65,15 @@ class Seen:
         self.moments: Moments = {}
         self.pods: set[str] = set()
 
-    def note(self, kind: str, event: Mapping[str, Any]) -> None:
-        """Take one event of a watch on ``kind``."""
-        now, item = time.time(), event["object"]
+    def note(self, kind: str, item: Object, *, is_gone: bool) -> None:
+        """Take a change of an object, of ``kind`` secrets or pods."""
+        now = time.time()
         if kind == "secrets":
-            self._first(RECORD, now, event["type"] == "ADDED")
+            self._first(RECORD, now, not is_gone)
             return
         status, name = item.get("status") or {}, item["metadata"]["name"]
-        (self.pods.discard if event["type"] == "DELETED" else self.pods.add)(name)
-        self._first(POD, now, event["type"] == "ADDED")
+        (self.pods.discard if is_gone else self.pods.add)(name)
+        self._first(POD, now, not is_gone)
         self._first(SCHEDULED, now, bool(item["spec"].get("nodeName")))
         self._first(RUNNING, now, status.get("phase") == "Running")
 
@@ -82,28 +83,23 @@ class Seen:
 
 
 @asynccontextmanager
-async def watching(namespace: str) -> AsyncIterator[Seen]:
+async def watching(api: Client, namespace: str) -> AsyncIterator[Seen]:
     """Yield what is seen of a namespace for as long as the context lasts."""
     seen = Seen()
+    informers = {kind: Informer(api, kind, namespace, selectors={}) for kind in ("secrets", "pods")}
+    for kind, informer in informers.items():
 
-    async def read(kind: str, response: Any) -> None:
-        async for line in response.content:
-            seen.note(kind, json.loads(line))
+        def changed(item: Object, kind: str = kind, informer: Informer = informer) -> None:
+            seen.note(kind, item, is_gone=informer.get(key_of(item)) is None)
 
-    async with floor.core() as core:
-        responses = {
-            "secrets": await core.list_namespaced_secret_without_preload_content(namespace, watch=True),
-            "pods": await core.list_namespaced_pod_without_preload_content(namespace, watch=True),
-        }
-        tasks = [asyncio.ensure_future(read(kind, response)) for kind, response in responses.items()]
-        try:
-            yield seen
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            for response in responses.values():
-                response.close()
+        informer.follow(changed)
+    tasks = [asyncio.ensure_future(informer.run()) for informer in informers.values()]
+    try:
+        await asyncio.gather(*(informer.listed() for informer in informers.values()))
+        yield seen
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 async def by_gateway(gateway: Gateway) -> Moments:
@@ -139,10 +135,10 @@ def _inside(text: str) -> Moments:
 async def run(rounds: int) -> dict[str, dict[str, list[float]]]:
     """Return the seconds of each phase, by who started the kernels."""
     async with AsyncExitStack() as stack:
-        _, namespace = await stack.enter_async_context(launch.own_namespace(os.environ["KUBECONFIG"]))
+        api, namespace = await stack.enter_async_context(launch.own_namespace(os.environ["KUBECONFIG"]))
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         gateway = await stack.enter_async_context(launch.our_gateway(directory, os.environ["KUBECONFIG"], namespace))
-        seen = await stack.enter_async_context(watching(namespace))
+        seen = await stack.enter_async_context(watching(api, namespace))
         starts: dict[str, Start] = {"floor": lambda: bare(namespace), "ours": lambda: by_gateway(gateway)}
         results: dict[str, dict[str, list[float]]] = {name: {} for name in starts}
         for number in range(rounds + 1):

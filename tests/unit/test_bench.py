@@ -59,15 +59,15 @@ def test_the_picture() -> None:
 def test_where_the_time_of_a_start_goes() -> None:
     seen = phases.Seen()
     pod = {"metadata": {"name": "pod"}, "spec": {}, "status": {"phase": "Pending"}}
-    seen.note("secrets", {"type": "ADDED", "object": {"metadata": {"name": "record"}}})
-    seen.note("pods", {"type": "ADDED", "object": pod})
+    seen.note("secrets", {"metadata": {"name": "record"}}, is_gone=False)
+    seen.note("pods", pod, is_gone=False)
     assert set(seen.moments) == {phases.RECORD, phases.POD}
-    seen.note("pods", {"type": "MODIFIED", "object": {**pod, "spec": {"nodeName": "general"}}})
+    seen.note("pods", {**pod, "spec": {"nodeName": "general"}}, is_gone=False)
     scheduled = seen.moments[phases.SCHEDULED]
-    seen.note("pods", {"type": "MODIFIED", "object": {**pod, "spec": {"nodeName": "general"}, "status": {"phase": "Running"}}})
+    seen.note("pods", {**pod, "spec": {"nodeName": "general"}, "status": {"phase": "Running"}}, is_gone=False)
     assert seen.moments[phases.SCHEDULED] == scheduled <= seen.moments[phases.RUNNING]
     assert seen.pods == {"pod"}
-    seen.note("pods", {"type": "DELETED", "object": pod})
+    seen.note("pods", pod, is_gone=True)
     assert not seen.pods
     # what the floor does not have is a part of what follows
     moments = {phases.RECORD: 10.5, phases.POD: 11.0, phases.OUTPUT: 14.0}
