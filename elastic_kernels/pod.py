@@ -73,6 +73,7 @@ def build_pod(profile: Profile, record: Record, request: KernelRequest, launch: 
                 **profile.annotations,
                 **records.annotations_of(record),
                 names.LAUNCH: launch.token,
+                names.LAUNCH_TIMEOUT: f"{request.timeout:g}",
                 names.PORTS: str(launch.ports),
                 names.START: str(launch.number),
             },

@@ -7,12 +7,15 @@ met while it runs is asked: its answer on the shell channel comes when it has no
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any, Final
 
 from jupyter_client.session import Session
 from jupyter_server._tz import utcnow
+
+from elastic_kernels import patience
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +24,8 @@ _WELCOME: Final = "iopub_welcome"
 _HEADER: Final = 1
 _PARENT: Final = 2
 _CONTENT: Final = 4
+# One that has nothing else to do answers within milliseconds.
+_ANSWERS: Final = 1.0
 
 
 def watch(kernel: Any) -> None:
@@ -55,15 +60,27 @@ def ask(kernel: Any, state: str) -> None:
     forget(kernel)
     kernel.execution_state = state
     kernel.asking = kernel.connect_shell()
+    kernel.answered, kernel.asked_at = asyncio.Event(), asyncio.get_running_loop().time()
 
     def answered(_: object) -> None:
         forget(kernel)
         kernel.is_known = True
+        kernel.answered.set()
         if kernel.executing is None:
             kernel.execution_state = "idle"
 
     kernel.asking.on_recv(answered)
     kernel.session.send(kernel.asking, _QUESTION)
+
+
+async def answers(kernel: Any) -> None:
+    """Wait a moment for a kernel that has been asked and is taken for busy as long as it does not answer.
+
+    Nobody who connects to a busy one waits until what it says arrives, so that a kernel which only looks busy would lose its first words.
+    """
+    answered = getattr(kernel, "answered", None)
+    if answered is not None and kernel.execution_state == "busy" and not kernel.is_known:
+        await patience.happens(answered, kernel.asked_at + _ANSWERS - asyncio.get_running_loop().time())
 
 
 def forget(kernel: Any) -> None:

@@ -10,6 +10,7 @@ from jupyter_client.jsonutil import date_default
 from tornado import websocket
 
 from elastic_kernels.errors import IdentityAwayError, UnauthorizedError
+from elastic_kernels.gateway import activity
 from elastic_kernels.gateway.passing import PassingChannels
 from elastic_kernels.gateway.verified import VERIFIER, Verified
 from elastic_kernels.gateway.websockets import PromptChannels
@@ -34,6 +35,14 @@ class Channels(Verified, PassingChannels, PromptChannels):
         super().initialize()
         self._unanswered: dict[str, dict[str, Any]] = {}
         """The headers of the client's requests to execute something that have not been answered."""
+
+    async def prepare(self) -> None:
+        """Called before the connection is accepted. Raises NotRunningError for a kernel that is being started elsewhere."""
+        await super().prepare()
+        kernel = self.kernels._kernels.get(self.path_kwargs["kernel_id"])
+        if kernel is not None:
+            kernel.check_started()
+            await activity.answers(kernel)
 
     def died(self, sentence: str) -> None:
         """Called when the kernel is dead: cells that run end with an error that says why, and the client is told."""

@@ -20,7 +20,7 @@ from elastic_kernels import names, reach, restarts, status
 from elastic_kernels.cluster import Cluster, Object
 from elastic_kernels.disruption import Cause
 from elastic_kernels.errors import ClusterAwayError, ClusterError, ElasticKernelsError, one_line
-from elastic_kernels.gateway import activity, culling, serving
+from elastic_kernels.gateway import activity, culling, meeting, serving
 from elastic_kernels.metrics import metrics
 from elastic_kernels.restarts import Action
 from elastic_kernels.starts import timestamp, transition
@@ -97,7 +97,7 @@ class Health:
                 self._cull(cluster, kernel_id, kernel, None, now)
         elif current is not None and not status.has_ended(current):
             self._lives(cluster, kernel_id, kernel, known, current, now)
-        elif current is None and obituary(item) and cluster.pods.is_fresh:
+        elif (current is None or not kernel.has_kernel) and obituary(item) and cluster.pods.is_fresh:
             # whoever was starting it again has come to nothing, and says so
             self.died(kernel_id, obituary(item))
         elif current is not None or (cluster.pods.is_fresh and known.last is not None):
@@ -110,7 +110,8 @@ class Health:
     def is_open(self, kernel_id: str, kernel: Any) -> bool:
         """Tell whether something is to be done about a kernel before anything changes or a long time is over."""
         known = self._known.get(kernel_id)
-        return known is None or known.death is not None or bool(kernel.restarting or kernel.shutting_down or kernel.warning)
+        is_changing = kernel.restarting or kernel.shutting_down or kernel.awaited
+        return known is None or known.death is not None or bool(is_changing or kernel.warning)
 
     def summarise(self, cluster: Cluster, now: float) -> None:
         """Called when all to be looked at have been: tells Prometheus how many kernels there are, and how old what is known of them is."""
@@ -140,10 +141,30 @@ class Health:
         log.warning("Kernel %s is dead: %s", kernel_id, sentence)
         # its answer, which may still come, would have it be idle
         activity.forget(kernel)
-        kernel.execution_state, kernel.reason, kernel.died_at = "dead", sentence, timestamp()
+        kernel.execution_state, kernel.reason, kernel.died_at, kernel.awaited = "dead", sentence, timestamp(), ""
         kernel.kernel = None
         for websocket in serving.websockets(kernel_id):
             websocket.died(sentence)
+
+    def awaits(self, cluster: Cluster, kernel_id: str, pod: Object) -> None:
+        """Called for a kernel that another gateway has begun to start in ``pod``, and which is not in it yet.
+
+        That other one may have been killed: it is dead once that gateway would have given it up.
+        """
+        kernel = self._kernels._kernels[kernel_id]
+        known = self._known.setdefault(kernel_id, _Known())
+        moment = datetime.now(timezone.utc)
+        found = status.classify(pod, (), moment, node=cluster.node_of(pod))
+        is_late = meeting.is_under_way(pod) and meeting.is_given_up(pod, moment)
+        if found.hopeless or is_late:
+            self.died(kernel_id, f"it could not be started again: {'it was not ready in time: ' if is_late else ''}{found.sentence}")
+            for item in cluster.pods_of(kernel_id):
+                cluster.reaper.end(item["metadata"]["namespace"], item["metadata"]["name"], grace=0)
+            return
+        self._note(kernel_id, kernel, known, found)
+        activity.forget(kernel)
+        kernel.is_known, kernel.awaited = False, found.sentence
+        kernel.execution_state = "restarting" if reach.start_of(pod) > 1 else "starting"
 
     def revived(self, cluster: Cluster, kernel_id: str) -> None:
         """Called when a kernel has been started again: what its record says of its end does not hold any more."""

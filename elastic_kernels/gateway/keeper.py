@@ -147,6 +147,17 @@ class Keeper:
         task = self._tasks.get(kernel_id)
         if task is not None:
             await asyncio.wait({task}, timeout=_PATIENCE)
+        if is_to_answer:
+            await self._follow_soon(kernel_id)
+
+    async def _follow_soon(self, kernel_id: str) -> None:
+        """Wait a while for a kernel that another gateway starts again: it may answer before its kubelet says that it runs."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + _CATCH_UP
+        while (kernel := self._kernels._kernels.get(kernel_id)) is not None and (left := end - loop.time()) > 0:
+            if not kernel.awaited or kernel.restarting:
+                break
+            await self.change(left)
 
     async def _meet_soon(self, cluster: Cluster, kernel_id: str, is_to_end: bool) -> None:
         """Begin to serve a kernel, which a client may have from another gateway before all of it is known here."""
@@ -215,7 +226,19 @@ class Keeper:
         if item is None or kernel_id in self._kernels or self._ended.get(kernel_id) == item["metadata"]["uid"]:
             return
         pod = reach.latest(cluster.pods_of(kernel_id))
-        if self._may_begin(kernel_id, now) and (meeting.is_worth(pod) if pod is not None else obituary(item)):
+        if not self._may_begin(kernel_id, now):
+            return
+        if pod is None:
+            is_to_serve = bool(obituary(item))
+        elif not meeting.is_under_way(pod):
+            is_to_serve = meeting.is_worth(pod)
+        else:
+            # whose user has seen it
+            is_to_serve = reach.start_of(pod) > 1
+            if not is_to_serve and meeting.is_given_up(pod, datetime.now(timezone.utc)):
+                log.warning("Nobody waits for the start of the kernel %s any more; it is ended", kernel_id)
+                self._begin(kernel_id, self._discard(cluster, kernel_id, item))
+        if is_to_serve:
             self._begin(kernel_id, self._meet(cluster, item, pod))
 
     def _look_after(self, cluster: Cluster, kernel_id: str, now: float) -> None:
@@ -238,8 +261,11 @@ class Keeper:
         key = serving.pod_key(kernel)
         if latest is None or key_of(latest) == key or latest["metadata"].get("deletionTimestamp"):
             self.health.look(cluster, kernel_id, item, pods, now)
-        elif meeting.is_worth(latest) and not status.has_ended(latest):
-            self._begin(kernel_id, self._follow(cluster, kernel, item, latest))
+        else:
+            if not status.has_ended(latest):
+                self.health.awaits(cluster, kernel_id, latest)
+            if meeting.is_worth(latest):
+                self._begin(kernel_id, self._follow(cluster, kernel, item, latest))
 
     async def cancel(self, kernel_id: str) -> bool:
         """Cancel a kernel's start, here or elsewhere; return False if there is none."""
@@ -250,10 +276,14 @@ class Keeper:
         item = self._cluster.record_of(kernel_id) if self._cluster is not None else None
         if self._cluster is None or item is None or kernel_id in self._ended:
             return False
+        await self._discard(self._cluster, kernel_id, item)
+        return True
+
+    async def _discard(self, cluster: Cluster, kernel_id: str, item: Object) -> None:
+        """End a kernel that is not served here; ``item`` is its record."""
         metadata = item["metadata"]
         self._ended[kernel_id] = metadata["uid"]
-        await self._end(self._cluster, kernel_id, RecordRef(metadata["name"], "", metadata["uid"]), metadata["namespace"])
-        return True
+        await self._end(cluster, kernel_id, RecordRef(metadata["name"], "", metadata["uid"]), metadata["namespace"])
 
     async def _end(self, cluster: Cluster, kernel_id: str, record: RecordRef, namespace: str) -> None:
         """Have all that there is of a kernel deleted, and return when the cluster has accepted that, or after a while."""
@@ -261,14 +291,14 @@ class Keeper:
         endings = [cluster.reaper.end(namespace, pod, grace=0, record=record) for pod in pods or [None]]
         await asyncio.wait([asyncio.ensure_future(ending.accepted.wait()) for ending in endings], timeout=_ACCEPTED)
 
-    async def ended(self, kernel_id: str, kernel: Any, *, was_dead: bool) -> None:
-        """Called when a kernel has been shut down here, so that it is not met again; of one that was dead, the rest is ended, too."""
+    async def ended(self, kernel_id: str, kernel: Any, *, with_rest: bool) -> None:
+        """Called when a kernel has been shut down here, so that it is not met again; ``with_rest`` ends pods that it was not in, too."""
         held = getattr(kernel, "elastic_record", None)
         if held is None or self._cluster is None:
             return
         namespace, record = held
         self._ended[kernel_id] = record.uid
-        if was_dead:
+        if with_rest:
             await self._end(self._cluster, kernel_id, record, namespace)
 
     def _may_begin(self, kernel_id: str, now: float) -> bool:
@@ -307,8 +337,13 @@ class Keeper:
         serving.take_up(self._kernels, cluster, kept, started, pod)
         # it may be gone again by the next look
         self._recorded.add(kernel_id)
-        self.health.met(kernel_id, pod)
         self._failed.pop(kernel_id, None)
+        if pod is not None and not started.address and not status.has_ended(pod):
+            log.info("Kernel %s of %r is served from now on, and is being started by another gateway", kernel_id, kept.user)
+            self.health.met(kernel_id, None)
+            self.health.awaits(cluster, kernel_id, pod)
+            return
+        self.health.met(kernel_id, pod)
         if started.address:
             log.info("Kernel %s of %r is served from now on, in the pod %s/%s", kernel_id, kept.user, *started.key)
         else:
@@ -339,8 +374,14 @@ class Keeper:
             self._lose(kernel_id)
 
     async def _reached(self, cluster: Cluster, kept: records.Record, secret: Object, pod: Object | None) -> Started | None:
+        """Return how a kernel is reached, None if it does not answer and another gateway may still be the one to wait for that."""
         ref = RecordRef(kept.name, kept.token, secret["metadata"]["uid"])
-        return await meeting.reached(cluster, kept, ref, pod, self._kernels.calls_back(kept.kernel_name))
+        found = await meeting.reached(cluster, kept, ref, pod, self._kernels.calls_back(kept.kernel_name))
+        is_served = kept.kernel_id in self._kernels
+        if found is None and pod is not None and not is_served:
+            is_seen = reach.start_of(pod) > 1 or meeting.is_given_up(pod, datetime.now(timezone.utc))
+            return meeting.before(kept, ref, pod) if is_seen else None
+        return found
 
     def _lose(self, kernel_id: str) -> None:
         log.info("Kernel %s was ended elsewhere", kernel_id)

@@ -55,6 +55,8 @@ class ElasticKernelManager(RemoteKernelManager):  # type: ignore[misc]
     """Whether it is not started on spot machines, whatever its profile says."""
     warning: str = ""
     """What its user should know: that it is about to be culled."""
+    awaited: str = ""
+    """What it is doing while a start of it by another gateway has not come to its end, a clause; empty where none is under way."""
 
     async def start_kernel(self, *, user: User | None = None, **kwargs: Any) -> None:
         """Start the kernel, for ``user`` the first time; a restart leaves it to whom it belongs."""
@@ -70,8 +72,11 @@ class ElasticKernelManager(RemoteKernelManager):  # type: ignore[misc]
     async def interrupt_kernel(self) -> None:
         """Interrupt what the kernel executes.
 
-        Raises NotRunningError for one that is dead, and ClusterAwayError for one that may have been restarted elsewhere meanwhile.
+        Raises NotRunningError for one that is dead or being started elsewhere, and ClusterAwayError for one that may have been
+        restarted elsewhere meanwhile.
         """
+        if not self.shutting_down:
+            self.check_started()
         if self.has_kernel:
             await super().interrupt_kernel()
             # a shutdown interrupts first, and its end does not depend on that
@@ -79,6 +84,11 @@ class ElasticKernelManager(RemoteKernelManager):  # type: ignore[misc]
                 raise ClusterAwayError("The gateway cannot see the cluster, and this kernel is not where it was; try again in a minute.")
         elif not self.shutting_down:
             raise NotRunningError(f"The kernel is not running: {self.reason or 'it has ended'}. Restart it, or shut it down.")
+
+    def check_started(self) -> None:
+        """Raise NotRunningError if another gateway is starting the kernel, or was when it was killed."""
+        if self.awaited and not self.restarting:
+            raise NotRunningError(f"The kernel is being started, and cannot be used yet: {self.awaited}. Try again in a moment.")
 
     async def _is_where_it_was(self) -> bool:
         cluster = self.parent.keeper.cluster
@@ -150,7 +160,7 @@ class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[m
         try:
             # not JEG's own, which waits for a flag; and never 'now', which shuts a kernel down that has no connection
             await super(RemoteMappingKernelManager, self).restart_kernel(kernel_id)
-            kernel.reason = ""
+            kernel.reason = kernel.awaited = ""
             if self.keeper.cluster is not None:
                 self.keeper.health.revived(self.keeper.cluster, kernel_id)
             if isinstance(kernel.process_proxy, ElasticKernelProxy):
@@ -178,7 +188,7 @@ class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[m
             under_way.cancel()
             await asyncio.wait({under_way})
         kernel = self._kernels.get(kernel_id)
-        was_dead = kernel is not None and not kernel.has_kernel
+        is_elsewhere = kernel is not None and (not kernel.has_kernel or bool(kernel.awaited))
         try:
             await super(RemoteMappingKernelManager, self).shutdown_kernel(kernel_id, now, restart)
         except KeyError:
@@ -187,7 +197,7 @@ class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[m
             if kernel is not None and kernel_id in self:
                 # it failed, and another gateway may end the kernel
                 kernel.shutting_down = False
-        await self.keeper.ended(kernel_id, kernel, was_dead=was_dead)
+        await self.keeper.ended(kernel_id, kernel, with_rest=is_elsewhere)
 
     def ids_of(self, name: str) -> list[str]:
         """Return the ids of a user's kernels, and of those that do not say whose they are."""

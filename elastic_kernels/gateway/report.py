@@ -152,7 +152,7 @@ class KernelStatus(Verified, TokenAuthorizationMixin, CORSMixin, JSONErrorsMixin
         kernel = self.kernels._kernels.get(kernel_id)
         if kernel is None and self.kernels.keeper.has_ended(kernel_id):
             return None
-        events = await self._events(cluster, kernel_id, seen) if kernel is None else []
+        events = await self._events(cluster, kernel_id, seen) if kernel is None or kernel.awaited else []
         found = report(cluster, kernel, kernel_id, events)
         return found.model(kernel_id, cluster.starts.usually(found.profile)) if found is not None else None
 

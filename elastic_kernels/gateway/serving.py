@@ -45,7 +45,6 @@ def take_up(kernels: Any, cluster: Cluster, record: Record, started: Started, po
     kernel.kernel_id = kernel_id
     used = disruption.time((pod["metadata"].get("annotations") or {}).get(names.USED)) if pod is not None else None
     kernel.execution_state = "starting"
-    kernel.reason = ""
     kernels._kernels[kernel_id] = kernel
     kernels._kernel_connections[kernel_id] = 0
     _connect(kernels, cluster, kernel, started)
@@ -65,7 +64,7 @@ def move(kernels: Any, cluster: Cluster, kernel: Any, started: Started) -> None:
     kernels.stop_buffering(kernel_id)
     kernel._close_control_socket()
     kernel._get_process_proxy()
-    kernel.reason = ""
+    kernel.reason = kernel.awaited = ""
     kernel.shutting_down = False
     _connect(kernels, cluster, kernel, started)
     for websocket in websockets(kernel_id):

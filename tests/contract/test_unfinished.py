@@ -1,0 +1,199 @@
+"""Starts whose gateway is killed while their pods wait for a machine: nobody carries them on, and they are in nobody's way."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.conftest import Backend, profile
+from tests.contract.deployment import ANA, SETTINGS, listed, run, start
+from tests.gateway import PLUGGED_IN, Gateway, running_gateway, until, write_kernelspecs
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+ROOM = "example.com/room"
+PROFILES = {
+    "small": profile("small", node_selector={ROOM: "free"}, grace_period=2),
+    "silent": profile("silent", command=["sh", "-c", "sleep 1000", "{connection_file}"], grace_period=1),
+}
+# what whoever waits for a start has beyond the time that it is given
+LATER = 40
+
+
+@pytest.fixture
+async def room(backend: Backend) -> AsyncIterator[Any]:
+    """Opens and closes the machines to these kernels."""
+
+    async def set_room(is_there: bool) -> None:
+        for item in (await backend.api.list("nodes", None))["items"]:
+            # kubelets write to it, too
+            while await backend.api.change("nodes", item, {"labels": {ROOM: "free" if is_there else None}}) is None:
+                found = await backend.api.get("nodes", "", item["metadata"]["name"])
+                assert found is not None
+                item = found
+
+    await set_room(True)
+    yield set_room
+    await set_room(False)
+
+
+def gateway(backend: Backend, directory: Path) -> AbstractAsyncContextManager[Gateway]:
+    write_kernelspecs(directory, PROFILES)
+    return running_gateway(directory, {**backend.environment, **SETTINGS}, configuration=PLUGGED_IN)
+
+
+async def cut_off(running: Gateway, *requests: asyncio.Future[Any]) -> None:
+    """Kill a gateway while it carries requests out."""
+    await running.killed()
+    assert all(isinstance(answer, aiohttp.ClientError) for answer in await asyncio.gather(*requests, return_exceptions=True))
+
+
+def begin(running: Gateway, path: str, body: Any = None) -> asyncio.Future[Any]:
+    return asyncio.ensure_future(running.request("POST", path, body, headers=ANA))
+
+
+async def without_machine(backend: Backend, *kernels: str) -> bool:
+    """Tell whether the scheduler has found no machine for the latest pods of these kernels."""
+    waiting = {
+        item["metadata"]["labels"]["elastic-kernels/kernel-id"]
+        for item in await backend.pods()
+        for condition in item["status"].get("conditions", ())
+        if condition.get("reason") == "Unschedulable"
+    }
+    return waiting >= set(kernels)
+
+
+async def state(running: Gateway, kernel: str) -> tuple[str, str]:
+    """Return what a gateway lists of a kernel: its state, and why it is dead."""
+    _, models = await running.request("GET", "/api/kernels", headers=ANA)
+    return next(((str(item["execution_state"]), str(item.get("reason", ""))) for item in models if item["id"] == kernel), ("", ""))
+
+
+async def refused(running: Gateway, kernel: str) -> str:
+    """Return why a gateway does not connect anybody to a kernel."""
+    with pytest.raises(aiohttp.WSServerHandshakeError) as refusal:
+        async with running.channels(kernel, headers=ANA):
+            pass
+    assert refusal.value.status == 409
+    status, body = await running.request("POST", f"/api/kernels/{kernel}/interrupt", headers=ANA)
+    assert status == 409
+    return str(body["message"])
+
+
+async def test_a_restart_goes_on(backend: Backend, room: Any, tmp_path: Path) -> None:
+    """It is listed by the gateways that had it, and by those that come, and answers once its pod has a machine after all."""
+    async with gateway(backend, tmp_path / "one") as one, gateway(backend, tmp_path / "two") as two:
+        kernel = await start(one)
+        await run(two, kernel, "x = 42")
+        await room(False)
+        restart = begin(one, f"/api/kernels/{kernel}/restart")
+        await until(lambda: without_machine(backend, kernel), "the new pod to wait for a machine")
+        await cut_off(one, restart)
+        async with gateway(backend, tmp_path / "three") as three:
+            for running in (two, three):
+                await is_in(running, kernel, "restarting", seconds=5)
+                sentence = await refused(running, kernel)
+                assert sentence.startswith("The kernel is being started, and cannot be used yet: no machine fits it so far: "), sentence
+                _, now = await running.request("GET", f"/api/kernels/{kernel}/status", headers=ANA)
+                assert (now["phase"], now["hopeless"]) == ("scheduling", False)
+            await room(True)
+            for running in (three, two):
+                await is_in(running, kernel, "idle")
+                assert await run(running, kernel, "print('x' in globals())") == "False\n"
+
+
+async def is_in(running: Gateway, kernel: str, wanted: str, *, seconds: float = LATER) -> None:
+    """Wait until a gateway lists a kernel in a state."""
+
+    async def is_there() -> bool:
+        return (await state(running, kernel))[0] == wanted
+
+    await until(is_there, f"the kernel to be {wanted}", seconds=seconds)
+
+
+async def test_a_restart_is_joined(backend: Backend, room: Any, tmp_path: Path) -> None:
+    async with gateway(backend, tmp_path / "one") as one, gateway(backend, tmp_path / "two") as two:
+        kernel = await start(one)
+        await room(False)
+        restart = begin(one, f"/api/kernels/{kernel}/restart")
+        await until(lambda: without_machine(backend, kernel), "the new pod to wait for a machine")
+        await cut_off(one, restart)
+        (waiting,) = [item["metadata"]["uid"] for item in await backend.pods(kernel) if not item["spec"].get("nodeName")]
+        again = begin(two, f"/api/kernels/{kernel}/restart")
+        await until(lambda: is_logged(two, f"Kernel {kernel}: 'ana' starts 'small'"), "the restart to be under way")
+        await room(True)
+        assert (await again)[0] == 200
+        assert await run(two, kernel, "6 * 7") == "42"
+        assert waiting in {item["metadata"]["uid"] for item in await backend.pods(kernel)}
+
+
+async def is_logged(running: Gateway, text: str) -> bool:
+    return text in running.log
+
+
+async def test_a_restart_is_shut_down(backend: Backend, room: Any, tmp_path: Path) -> None:
+    async with gateway(backend, tmp_path / "one") as one, gateway(backend, tmp_path / "two") as two:
+        kernel = await start(one)
+        assert await listed(two) == {kernel}
+        await room(False)
+        restart = begin(one, f"/api/kernels/{kernel}/restart")
+        await until(lambda: without_machine(backend, kernel), "the new pod to wait for a machine")
+        await cut_off(one, restart)
+        assert (await two.request("DELETE", f"/api/kernels/{kernel}", headers=ANA))[0] == 204
+        assert await listed(two) == set()
+        await until(backend.is_empty, "its pods and its record to go")
+
+
+async def test_what_nobody_waits_for_any_more(backend: Backend, room: Any, tmp_path: Path) -> None:
+    """A restart leaves a dead kernel that says why; of a start, which nobody has seen, nothing is left, and its user has the slot back."""
+    unseen = str(uuid.uuid4())
+    async with gateway(backend, tmp_path / "one") as one, gateway(backend, tmp_path / "two") as two:
+        status, body = await one.request("POST", "/api/kernels", {"name": "small", "env": {"KERNEL_LAUNCH_TIMEOUT": "12"}}, headers=ANA)
+        assert status == 201, body
+        kernel = body["id"]
+        await room(False)
+        restart = begin(one, f"/api/kernels/{kernel}/restart")
+        first = begin(one, "/api/kernels", {"name": "small", "env": {"KERNEL_ID": unseen, "KERNEL_LAUNCH_TIMEOUT": "12"}})
+        await until(lambda: without_machine(backend, kernel, unseen), "the pods to wait for a machine")
+        await cut_off(one, restart, first)
+        assert await listed(two) == {kernel}
+        await is_in(two, kernel, "dead")
+        _, reason = await state(two, kernel)
+        assert reason.startswith("it could not be started again: it was not ready in time: no machine fits it so far: "), reason
+        await until(lambda: only(backend, kernel), "the start to be given up", seconds=LATER)
+        await room(True)
+        assert (await two.request("POST", f"/api/kernels/{kernel}/restart", headers=ANA))[0] == 200
+        assert await run(two, kernel, "6 * 7") == "42"
+
+
+async def only(backend: Backend, kernel: str) -> bool:
+    """Tell whether there is but one record, which is this kernel's, and no pod that waits."""
+    (record, *others), pods = await backend.records(), await backend.pods()
+    is_its = record["metadata"]["labels"]["elastic-kernels/kernel-id"] == kernel
+    return is_its and not others and not pods
+
+
+async def test_what_runs_and_never_answers(backend: Backend, tmp_path: Path) -> None:
+    """It takes one of its user's slots, so that it is listed, and can be shut down, once nobody starts it any more."""
+    kernel = str(uuid.uuid4())
+    async with gateway(backend, tmp_path / "one") as one, gateway(backend, tmp_path / "two") as two:
+        first = begin(one, "/api/kernels", {"name": "silent", "env": {"KERNEL_ID": kernel, "KERNEL_LAUNCH_TIMEOUT": "12"}})
+        await until(lambda: runs(backend, kernel), "the pod to run")
+        assert await listed(two) == set()
+        await cut_off(one, first)
+        await is_in(two, kernel, "starting")
+        sentence = "The kernel is being started, and cannot be used yet: its container runs, and the kernel does not answer yet."
+        assert (await refused(two, kernel)).startswith(sentence)
+        assert (await two.request("DELETE", f"/api/kernels/{kernel}", headers=ANA))[0] == 204
+        await until(backend.is_empty, "its pod and its record to go")
+
+
+async def runs(backend: Backend, kernel: str) -> bool:
+    return [item["status"].get("phase") for item in await backend.pods(kernel)] == ["Running"]
