@@ -16,11 +16,14 @@ from jupyter_client.session import Session
 from jupyter_server._tz import utcnow
 
 from elastic_kernels import patience
+from elastic_kernels.gateway.passing import waiting
 
 log = logging.getLogger(__name__)
 
 _QUESTION: Final = "kernel_info_request"
 _WELCOME: Final = "iopub_welcome"
+_STATUS: Final = b'"status"'
+_AT_ONCE: Final = 50
 _HEADER: Final = 1
 _PARENT: Final = 2
 _CONTENT: Final = 4
@@ -38,14 +41,19 @@ def watch(kernel: Any) -> None:
     kernel.is_known = False
 
     def heard(parts: list[bytes]) -> None:
-        try:
-            take(parts)
-        except (ValueError, LookupError, AttributeError) as error:
-            # raised further, it would end the stream, and a kernel that is not heard looks idle
-            log.warning("A message of the kernel %s is no message: %r", kernel.kernel_id, error)
+        for message in (parts, *waiting(kernel._activity_stream.socket, _AT_ONCE - 1)):
+            try:
+                take(message)
+            except (ValueError, LookupError, AttributeError) as error:
+                # raised further, it would end the stream, and a kernel that is not heard looks idle
+                log.warning("A message of the kernel %s is no message: %r", kernel.kernel_id, error)
 
     def take(parts: list[bytes]) -> None:
         _, message = session.feed_identities(parts)
+        if kernel.executing is not None and kernel.is_known and _STATUS not in message[_HEADER]:
+            # what a cell prints, of which there may be very much
+            kernel.last_activity = utcnow()
+            return
         header, parent = session.unpack(message[_HEADER]), session.unpack(message[_PARENT])
         if parent.get("msg_type") != _QUESTION and header.get("msg_type") != _WELCOME:
             # what gateways ask, and clients that merely connect, and what they are told then, is no use of a kernel

@@ -13,7 +13,6 @@ from elastic_kernels.errors import IdentityAwayError, UnauthorizedError
 from elastic_kernels.gateway import activity
 from elastic_kernels.gateway.passing import PassingChannels
 from elastic_kernels.gateway.verified import VERIFIER, Verified
-from elastic_kernels.gateway.websockets import PromptChannels
 from elastic_kernels.identity.verifier import Verifier
 
 log = logging.getLogger(__name__)
@@ -24,7 +23,7 @@ _SERVICE_RESTART: Final = 1012
 _PARENT: Final = 2
 
 
-class Channels(Verified, PassingChannels, PromptChannels):
+class Channels(Verified, PassingChannels):
     """A kernel's websocket."""
 
     connects = True

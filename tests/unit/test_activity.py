@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from jupyter_client.session import Session
+from zmq.error import Again
 
 from elastic_kernels.gateway.activity import note, watch
 
@@ -69,7 +70,16 @@ def test_a_kernel_that_is_met_while_it_runs(messages: list[Message], state: tupl
 
 
 class Stream:
-    """An activity stream: what it is given to call."""
+    """An activity stream: what it is given to call, and what has arrived at its socket beyond what that is called with."""
+
+    def __init__(self, *more: list[bytes]) -> None:
+        self.socket = self
+        self._more = list(more)
+
+    def recv_multipart(self, _: int) -> list[bytes]:
+        if not self._more:
+            raise Again
+        return self._more.pop(0)
 
     def on_recv(self, callback: Any) -> None:
         self.callback = callback
@@ -87,10 +97,23 @@ class Stream:
 )
 def test_what_is_no_message_does_not_end_the_stream(parts: list[bytes]) -> None:
     session = Session(key=b"a key")
-    kernel = SimpleNamespace(session=session, _activity_stream=Stream(), execution_state="idle", kernel_id="k", last_activity=None)
+    busy = session.serialize(session.msg("status", {"execution_state": "busy"}, parent=session.msg("execute_request")))
+    # what follows comes with it, or after it
+    for stream, later in ((Stream(busy), []), (Stream(), [busy])):
+        kernel = SimpleNamespace(session=session, _activity_stream=stream, execution_state="idle", kernel_id="k", last_activity=None)
+        watch(kernel)
+        for message in (parts, *later):
+            stream.callback(message)
+        assert kernel.execution_state == "busy"
+
+
+def test_what_a_cell_prints_is_use() -> None:
+    session = Session(key=b"a key")
+    parent = session.msg("execute_request")
+    stream = Stream()
+    kernel = SimpleNamespace(session=session, _activity_stream=stream, execution_state="idle", kernel_id="k", last_activity=None)
     watch(kernel)
-    kernel._activity_stream.callback(parts)
-    kernel._activity_stream.callback(
-        session.serialize(session.msg("status", {"execution_state": "busy"}, parent=session.msg("execute_request")))
-    )
-    assert kernel.execution_state == "busy"
+    stream.callback(session.serialize(session.msg("status", {"execution_state": "busy"}, parent=parent)))
+    kernel.last_activity = None
+    stream.callback(session.serialize(session.msg("stream", {"name": "stdout", "text": '"status"'}, parent=parent)))
+    assert (kernel.execution_state, kernel.last_activity is None) == ("busy", False)

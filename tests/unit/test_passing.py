@@ -9,7 +9,7 @@ import pytest
 from jupyter_client.jsonutil import date_default
 from jupyter_client.session import Session
 
-from elastic_kernels.gateway.passing import text, verify
+from elastic_kernels.gateway.passing import pieces, verify
 
 KEY = b"a key"
 
@@ -35,14 +35,14 @@ def test_the_text_is_the_one_that_jupyter_server_writes(content: dict[str, Any])
     parts = sent("display_data", content)
     theirs = Session(key=KEY).deserialize(parts)
     expected = json.loads(json.dumps({**theirs, "channel": "iopub"}, default=date_default))
-    assert json.loads(text("iopub", json.loads(parts[1]), parts)) == expected
+    assert json.loads(b"".join(pieces("iopub", json.loads(parts[1]), parts))) == expected
 
 
 def test_what_is_no_text_does_not_pass() -> None:
     parts = sent("stream", {"text": "?"})
     parts[4] = b'{"text": "\xff"}'
     with pytest.raises(UnicodeDecodeError):
-        text("iopub", json.loads(parts[1]), parts)
+        pieces("iopub", json.loads(parts[1]), parts)
 
 
 def test_a_signature_is_verified_and_holds_once() -> None:
