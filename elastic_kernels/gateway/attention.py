@@ -25,6 +25,10 @@ class Attention:
         """Have all be looked at the next time: something has happened that may concern any."""
         self._is_everybodys = True
 
+    def due_again(self, kernel_id: str) -> None:
+        """Have a kernel be looked at the next time."""
+        self.due.add(kernel_id)
+
     def take(self, now: float, everybody: Callable[[], Collection[str]]) -> set[str]:
         """Return those to look at now (the loop's time); ``everybody`` returns all. Whoever is not done with one makes it due again."""
         due, self.due = self.due, set()

@@ -12,6 +12,7 @@ from tornado import web
 
 from elastic_kernels import profiles
 from elastic_kernels.errors import ElasticKernelsError, ProfileError
+from elastic_kernels.gateway import finding
 from elastic_kernels.gateway.report import owner
 from elastic_kernels.gateway.sessions import OwnSessions
 from elastic_kernels.gateway.verified import Verified
@@ -27,7 +28,7 @@ class Kernels(Verified):
 
     async def get(self) -> None:
         """List the caller's own kernels; for administrators ``?user=NAME`` lists another's and ``?user=*`` everybody's."""
-        await self.kernels.keeper.complete()
+        await finding.all_kernels(self.kernels)
         if self.caller is None:
             await ensure_async(super().get())
             return

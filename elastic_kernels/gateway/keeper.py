@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Final
 from elastic_kernels import names, patience, reach, status
 from elastic_kernels import record as records
 from elastic_kernels.cluster import Cluster, Object, RecordRef, key_of, shared
-from elastic_kernels.errors import ClusterAwayError, ConfigurationError, ElasticKernelsError
+from elastic_kernels.errors import ConfigurationError, ElasticKernelsError
 from elastic_kernels.gateway import meeting, serving
 from elastic_kernels.gateway.attention import Attention
 from elastic_kernels.gateway.health import Health, obituary
+from elastic_kernels.gateway.works import Works
 from elastic_kernels.launch import Started
 from elastic_kernels.settings import ElasticKernels
 
@@ -31,17 +32,11 @@ log = logging.getLogger(__name__)
 # Changes come in bursts.
 _BURST: Final = 0.1
 _LOOK_AGAIN: Final = 1.0
-# How long a request for a kernel waits for the kernel to answer, or for the first look at the cluster.
+# How long the first look waits for kernels to answer.
 _PATIENCE: Final = 10.0
 _ACCEPTED: Final = 5.0
-# How long a request for a kernel that is not known waits for a copy that is not kept up.
-_CATCH_UP: Final = 5.0
-# By how much another gateway may be ahead of the copy here, and by how much a kubelet may be behind a kernel that answers already.
-_AHEAD: Final = 0.5
-_BEHIND: Final = 2.0
 # A record that was created here is in the copy by then, or has probably been deleted meanwhile.
 _UNSEEN: Final = 2.0
-_TRIED_AGAIN: Final = 15.0
 
 
 class Keeper:
@@ -53,19 +48,17 @@ class Keeper:
         self._is_running = False
         self._looked = asyncio.Event()
         self._wake = asyncio.Event()
-        self.health = Health(kernels, self._begin, self._wake.set)
+        self._attention = Attention()
+        self.works = Works(self._attention.due_again)
+        self.health = Health(kernels, self.works.begin, self._wake.set)
         self._recorded: set[str] = set()
         """The kernels served here whose record has been in the copy: only then does its absence mean that it is gone."""
         self._unseen: dict[str, float] = {}
         """Those whose record has not been there yet, and since when (the loop's time) a copy that is kept up has not had it."""
-        self._attention = Attention()
         self._was_fresh = False
-        self._tasks: dict[str, asyncio.Task[Any]] = {}
         self._waiting: set[asyncio.Event] = set()
         self._ended: dict[str, str | None] = {}
         """What was shut down here and may still be in the copy: kernels' ids, and their records' uids."""
-        self._failed: dict[str, tuple[str, float]] = {}
-        """What could not be served: why, and when that is tried again."""
 
     async def run(self) -> None:
         """Look at every change, until cancelled. Started with the gateway."""
@@ -78,7 +71,7 @@ class Keeper:
             return
         for informer in (cluster.pods, cluster.records):
             informer.observe(self._wake.set)
-            informer.follow(lambda item: self._attention.due.add(_kernel_id(item)))
+            informer.follow(lambda item: self._attention.due_again(_kernel_id(item)))
             await informer.listed()
         loop = asyncio.get_running_loop()
         while True:
@@ -88,8 +81,7 @@ class Keeper:
             except Exception:
                 log.exception("Looking after the kernels failed; it is tried again")
             if not self._looked.is_set():
-                if self._tasks:
-                    await asyncio.wait(list(self._tasks.values()), timeout=_PATIENCE)
+                await self.works.settled(None, _PATIENCE)
                 self._looked.set()
             for changed in self._waiting:
                 changed.set()
@@ -114,65 +106,19 @@ class Keeper:
         finally:
             self._waiting.discard(changed)
 
-    async def complete(self) -> None:
-        """Return once all kernels that run are known here. Raises ClusterAwayError if that takes too long."""
-        if not self._is_running:
-            return
-        if not await patience.happens(self._looked, _PATIENCE):
-            raise ClusterAwayError("The gateway cannot see the cluster and does not know your kernels; try again in a minute.")
-        if self._cluster is not None:
-            for kernel_id in tuple(self._attention.due):
-                self._meet_other(self._cluster, kernel_id)
-            if self._tasks:
-                await asyncio.wait(list(self._tasks.values()), timeout=_PATIENCE)
+    async def has_looked(self, seconds: float) -> bool:
+        """Return once the kernels have been looked at for the first time, and tell whether they have when ``seconds`` are over."""
+        return not self._is_running or await patience.happens(self._looked, seconds)
 
-    async def find(self, kernel_id: str, *, is_to_answer: bool = False, is_to_end: bool = False) -> None:
-        """Return once a kernel that the cluster has is served here, and if it ``is_to_answer``, in the pod that it is in now.
+    def meet_all(self) -> None:
+        """Begin to serve what something has happened to since the last look."""
+        for kernel_id in tuple(self._attention.due):
+            self.meet(kernel_id)
 
-        One that ``is_to_end`` need not run yet. Raises ClusterAwayError where it is not known, and another gateway may know it.
-        """
-        if not self._looked.is_set():
-            await self.complete()
-        cluster = self._cluster
-        if cluster is None or (kernel_id in self._kernels and not is_to_answer):
-            return
-        is_unknown = kernel_id not in self._kernels and cluster.record_of(kernel_id) is None and not self.has_ended(kernel_id)
-        # what a stale copy does not have may be there
-        if is_unknown and not await cluster.catches_up(_CATCH_UP):
-            raise ClusterAwayError("The gateway cannot see the cluster and does not know this kernel; try again in a minute.")
-        if kernel_id in self._kernels:
-            self._look_after(cluster, kernel_id, asyncio.get_running_loop().time())
-        else:
-            await self._meet_soon(cluster, kernel_id, is_to_end)
-        task = self._tasks.get(kernel_id)
-        if task is not None:
-            await asyncio.wait({task}, timeout=_PATIENCE)
-        if is_to_answer:
-            await self._follow_soon(kernel_id)
-
-    async def _follow_soon(self, kernel_id: str) -> None:
-        """Wait a while for a kernel that another gateway starts again: it may answer before its kubelet says that it runs."""
-        loop = asyncio.get_running_loop()
-        end = loop.time() + _CATCH_UP
-        while (kernel := self._kernels._kernels.get(kernel_id)) is not None and (left := end - loop.time()) > 0:
-            if not kernel.awaited or kernel.restarting:
-                break
-            await self.change(left)
-
-    async def _meet_soon(self, cluster: Cluster, kernel_id: str, is_to_end: bool) -> None:
-        """Begin to serve a kernel, which a client may have from another gateway before all of it is known here."""
-        loop = asyncio.get_running_loop()
-        begin = loop.time()
-        while True:
-            self._meet_other(cluster, kernel_id)
-            is_here = kernel_id in self._kernels or kernel_id in self._kernels._starting_kernels
-            if is_here or kernel_id in self._tasks or kernel_id in self._failed or self.has_ended(kernel_id):
-                return
-            is_known = cluster.record_of(kernel_id) is not None
-            left = begin + (_BEHIND if is_known else _AHEAD) - loop.time()
-            if left <= 0 or (is_known and is_to_end):
-                return
-            await self.change(left)
+    def is_settled(self, kernel_id: str) -> bool:
+        """Tell whether nothing is to be waited for before a kernel is served here: it is, will be in a moment, has ended, or cannot be."""
+        is_here = kernel_id in self._kernels or kernel_id in self._kernels._starting_kernels
+        return is_here or self.works.is_open(kernel_id) or self.has_ended(kernel_id)
 
     def look(self, now: float) -> None:
         """Compare what is served with what there is, and begin whatever follows from it. ``now`` is the loop's time.
@@ -188,7 +134,7 @@ class Keeper:
             self._attention.everybody()
         self._was_fresh = is_fresh
         for kernel_id in self._attention.take(now, lambda: self._all(cluster)):
-            self._look_at(cluster, kernel_id, now)
+            self._look_at(cluster, kernel_id)
         self.health.summarise(cluster, now)
         self._recorded &= self._kernels._kernels.keys()
         self._unseen = {each: since for each, since in self._unseen.items() if each in self._kernels and each not in self._recorded}
@@ -205,28 +151,32 @@ class Keeper:
         """Return the ids of all kernels that there are, here or there."""
         return {*map(_kernel_id, cluster.records.objects()), *self._kernels._kernels}
 
-    def _look_at(self, cluster: Cluster, kernel_id: str, now: float) -> None:
+    def _look_at(self, cluster: Cluster, kernel_id: str) -> None:
         """Look at one kernel, and once more the next time if something about it is open."""
         kernel = self._kernels._kernels.get(kernel_id)
         if kernel is None:
             item = cluster.record_of(kernel_id)
             is_open = item is not None and self._ended.get(kernel_id) != item["metadata"]["uid"]
-            self._meet_other(cluster, kernel_id)
+            self.meet(kernel_id)
         else:
-            self._look_after(cluster, kernel_id, now)
+            self.look_after(kernel_id)
             is_ours = getattr(kernel, "elastic_record", None) is not None
-            is_begun = kernel_id in self._tasks or kernel_id in self._failed
-            is_open = is_ours and (is_begun or kernel_id not in self._recorded or self.health.is_open(kernel_id, kernel))
+            is_new = kernel_id not in self._recorded
+            is_open = is_ours and (is_new or self.works.is_open(kernel_id) or self.health.is_open(kernel_id, kernel))
         if is_open:
-            self._attention.due.add(kernel_id)
+            self._attention.due_again(kernel_id)
 
-    def _meet_other(self, cluster: Cluster, kernel_id: str) -> None:
+    def meet(self, kernel_id: str) -> None:
         """Begin to serve a kernel if it is not served here, and can be."""
-        item, now = cluster.record_of(kernel_id), asyncio.get_running_loop().time()
-        if item is None or kernel_id in self._kernels or self._ended.get(kernel_id) == item["metadata"]["uid"]:
+        cluster = self._cluster
+        item = cluster.record_of(kernel_id) if cluster is not None else None
+        if cluster is None or item is None:
+            self.works.forgive(kernel_id)
+            return
+        if kernel_id in self._kernels or self._ended.get(kernel_id) == item["metadata"]["uid"]:
             return
         pod = reach.latest(cluster.pods_of(kernel_id))
-        if not self._may_begin(kernel_id, now):
+        if not self._may_begin(kernel_id):
             return
         if pod is None:
             is_to_serve = bool(obituary(item))
@@ -237,16 +187,18 @@ class Keeper:
             is_to_serve = reach.start_of(pod) > 1
             if not is_to_serve and meeting.is_given_up(pod, datetime.now(timezone.utc)):
                 log.warning("Nobody waits for the start of the kernel %s any more; it is ended", kernel_id)
-                self._begin(kernel_id, self._discard(cluster, kernel_id, item))
+                self.works.begin(kernel_id, self._discard(cluster, kernel_id, item))
         if is_to_serve:
-            self._begin(kernel_id, self._meet(cluster, item, pod))
+            self.works.begin(kernel_id, self._meet(cluster, item, pod))
 
-    def _look_after(self, cluster: Cluster, kernel_id: str, now: float) -> None:
+    def look_after(self, kernel_id: str) -> None:
         """Let a served kernel go, follow it to another pod, or see how it is."""
+        cluster, now = self._cluster, asyncio.get_running_loop().time()
+        assert cluster is not None
         item, pods = cluster.record_of(kernel_id), cluster.pods_of(kernel_id)
         kernel = self._kernels._kernels[kernel_id]
         is_ours = getattr(kernel, "elastic_record", None) is not None
-        if not is_ours or kernel.restarting or kernel.shutting_down or not self._may_begin(kernel_id, now):
+        if not is_ours or kernel.restarting or kernel.shutting_down or not self._may_begin(kernel_id):
             return
         if item is None:
             if not cluster.records.is_fresh:
@@ -254,7 +206,7 @@ class Keeper:
             elif kernel_id in self._recorded:
                 self._lose(kernel_id)
             elif now - self._unseen.setdefault(kernel_id, now) > _UNSEEN:
-                self._begin(kernel_id, self._ask_for(cluster, kernel_id, kernel))
+                self.works.begin(kernel_id, self._ask_for(cluster, kernel_id, kernel))
             return
         self._recorded.add(kernel_id)
         latest = reach.latest(pods)
@@ -265,7 +217,7 @@ class Keeper:
             if not status.has_ended(latest):
                 self.health.awaits(cluster, kernel_id, latest)
             if meeting.is_worth(latest):
-                self._begin(kernel_id, self._follow(cluster, kernel, item, latest))
+                self.works.begin(kernel_id, self._follow(cluster, kernel, item, latest))
 
     async def cancel(self, kernel_id: str) -> bool:
         """Cancel a kernel's start, here or elsewhere; return False if there is none."""
@@ -301,28 +253,8 @@ class Keeper:
         if with_rest:
             await self._end(self._cluster, kernel_id, record, namespace)
 
-    def _may_begin(self, kernel_id: str, now: float) -> bool:
-        is_starting = kernel_id in self._kernels._starting_kernels
-        return kernel_id not in self._tasks and not is_starting and self._failed.get(kernel_id, ("", 0.0))[1] <= now
-
-    def _begin(self, kernel_id: str, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work, name=f"kernel {kernel_id}")
-        self._tasks[kernel_id] = task
-
-        def done(finished: asyncio.Task[Any]) -> None:
-            self._tasks.pop(kernel_id, None)
-            self._attention.due.add(kernel_id)
-            if not finished.cancelled() and (error := finished.exception()) is not None:
-                self._complain(kernel_id, error)
-
-        task.add_done_callback(done)
-
-    def _complain(self, kernel_id: str, error: BaseException) -> None:
-        """Say once why a kernel cannot be served: it is tried again and again."""
-        said = f"{type(error).__name__}: {getattr(error, 'log_message', None) or error}"
-        if self._failed.get(kernel_id, ("", 0.0))[0] != said:
-            log.warning("Kernel %s cannot be served so far: %s", kernel_id, said)
-        self._failed[kernel_id] = (said, asyncio.get_running_loop().time() + _TRIED_AGAIN)
+    def _may_begin(self, kernel_id: str) -> bool:
+        return kernel_id not in self._kernels._starting_kernels and self.works.may_begin(kernel_id)
 
     async def _meet(self, cluster: Cluster, item: Object, pod: Object | None) -> None:
         """Serve a kernel that another process started."""
@@ -337,7 +269,7 @@ class Keeper:
         serving.take_up(self._kernels, cluster, kept, started, pod)
         # it may be gone again by the next look
         self._recorded.add(kernel_id)
-        self._failed.pop(kernel_id, None)
+        self.works.forgive(kernel_id)
         if pod is not None and not started.address and not status.has_ended(pod):
             log.info("Kernel %s of %r is served from now on, and is being started by another gateway", kernel_id, kept.user)
             self.health.met(kernel_id, None)

@@ -16,7 +16,7 @@ from enterprise_gateway.services.api.handlers import BaseSpecHandler
 from tornado import web
 
 from elastic_kernels.errors import ElasticKernelsError
-from elastic_kernels.gateway import audit
+from elastic_kernels.gateway import audit, finding
 from elastic_kernels.gateway.managers import ElasticMappingKernelManager
 from elastic_kernels.identity import Caller, User
 from elastic_kernels.identity.verifier import Verifier
@@ -73,7 +73,7 @@ class Verified(web.RequestHandler):
             self.current_user = self.caller
         if kernel_id is not None and self.request.method != "OPTIONS":
             if self.waits:
-                await self.kernels.keeper.find(kernel_id, is_to_answer=self.connects, is_to_end=self.request.method == "DELETE")
+                await finding.kernel(self.kernels, kernel_id, is_to_answer=self.connects, is_to_end=self.request.method == "DELETE")
             if self.caller is not None:
                 self.own(kernel_id)
         result = super().prepare()

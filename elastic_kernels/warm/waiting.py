@@ -94,7 +94,9 @@ def build_waiting(profile: Profile, deployment: str, secret: Mapping[str, Any], 
                 names.WARM_KIND: KERNEL,
             },
             "annotations": {
-                **_without(built["annotations"], (*records.annotations_of(nobody), names.LAUNCH, names.PORTS, names.START)),
+                **_without(
+                    built["annotations"], (*records.annotations_of(nobody), names.LAUNCH, names.LAUNCH_TIMEOUT, names.PORTS, names.START)
+                ),
                 # nobody's work is lost with it
                 names.SAFE_TO_EVICT: "true",
                 names.KERNEL_NAME: profile.name,

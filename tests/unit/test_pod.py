@@ -58,6 +58,7 @@ def test_the_least_profile() -> None:
                 "elastic-kernels/user": "ana@example.com",
                 "elastic-kernels/kernel-name": "python-small",
                 "elastic-kernels/launch": "a1b2c3",
+                "elastic-kernels/launch-timeout": "30",
                 "elastic-kernels/ports": "1",
                 "elastic-kernels/start": "1",
             },
@@ -246,7 +247,7 @@ NAMES = st.sampled_from(
 def test_hostile_environment_has_no_effect_on_the_pod(environment: dict[str, str]) -> None:
     closed = profile()
     request = parse_request(environment, closed)
-    assert build_pod(closed, record(), request, LAUNCH, SPOT) == build()
+    assert build_pod(closed, record(), request, LAUNCH, SPOT) == build(request=parse_request({}, closed))
 
 
 @given(st.dictionaries(NAMES, HOSTILE), HOSTILE)
@@ -263,7 +264,7 @@ def test_hostile_values_of_an_open_variable_stay_values(environment: dict[str, s
     variables = {item["name"]: item for item in pod["spec"]["containers"][0]["env"]}
     assert variables.pop("MY_TOKEN") == {"name": "MY_TOKEN", "value": value.replace("$", "$$")}
     variables.pop("KERNEL_WORKING_DIR", None)
-    without = build_pod(opened, record(), KernelRequest(image=opened.image, timeout=1), LAUNCH, SPOT)
+    without = build_pod(opened, record(), parse_request({}, opened), LAUNCH, SPOT)
     assert variables == {item["name"]: item for item in without["spec"]["containers"][0]["env"]}
     assert len(variables) == len({item["name"] for item in without["spec"]["containers"][0]["env"]})
     pod["spec"]["containers"][0]["env"] = without["spec"]["containers"][0]["env"] = []
