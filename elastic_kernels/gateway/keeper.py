@@ -134,7 +134,11 @@ class Keeper:
             self._attention.everybody()
         self._was_fresh = is_fresh
         for kernel_id in self._attention.take(now, lambda: self._all(cluster)):
-            self._look_at(cluster, kernel_id)
+            try:
+                self._look_at(cluster, kernel_id)
+            except Exception:
+                # the others are looked at all the same
+                log.exception("The kernel %s could not be looked after", kernel_id)
         self.health.summarise(cluster, now)
         self._recorded &= self._kernels._kernels.keys()
         self._unseen = {each: since for each, since in self._unseen.items() if each in self._kernels and each not in self._recorded}
