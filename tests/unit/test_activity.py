@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from jupyter_client.session import Session
 from zmq.error import Again
 
-from elastic_kernels.gateway.activity import note, watch
+from elastic_kernels.gateway.activity import answers, note, watch
 
 CELL, OTHER, INFO, COMM = (
     {"msg_type": "execute_request", "msg_id": "cell"},
@@ -117,3 +118,18 @@ def test_what_a_cell_prints_is_use() -> None:
     kernel.last_activity = None
     stream.callback(session.serialize(session.msg("stream", {"name": "stdout", "text": '"status"'}, parent=parent)))
     assert (kernel.execution_state, kernel.last_activity is None) == ("busy", False)
+
+
+async def test_who_connects_waits_for_a_kernel_that_is_asked_and_not_for_one_that_is_busy() -> None:
+    now = asyncio.get_running_loop().time()
+
+    def kernel(**fields: Any) -> SimpleNamespace:
+        return SimpleNamespace(**{"execution_state": "busy", "is_known": False, "answered": asyncio.Event(), "asked_at": now, **fields})
+
+    asked = kernel()
+    waiting = asyncio.ensure_future(answers(asked))
+    assert not (await asyncio.wait({waiting}, timeout=0.05))[0]
+    asked.answered.set()
+    await asyncio.wait_for(waiting, 0.5)
+    for other in (kernel(is_known=True), kernel(execution_state="idle"), kernel(asked_at=now - 1), SimpleNamespace(execution_state="busy")):
+        await asyncio.wait_for(answers(other), 0.5)
