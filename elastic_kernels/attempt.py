@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 # A pod that runs by then, as most do, never has its events watched.
 _SLOW: Final = 2.0
 _LOOK_AGAIN: Final = 1.0
+# Between two looks for what only another gateway is told.
+_TOLD: Final = 0.5
 # A record that has no pod for longer is nobody's (see the sweeper).
 _QUOTA_SECONDS: Final = 20.0
 _LOG_LINES: Final = 5
@@ -105,12 +107,23 @@ class Attempt:
         if created is None:
             number = reach.next_start(self._cluster.pods_of(kept.kernel_id), again.after) if again else None
             created, start = await self._pod(kept, start, spot, number)
-        address, connection = await self._connected(created, kept.key, lambda address: connect(kept, start.ports, address))
+        answers = connect if self._is_ours or not self._profile.calls_back else self._told
+        address, connection = await self._connected(created, kept.key, lambda address: answers(kept, start.ports, address))
         if self._profile.calls_back and self._is_ours:
             # the launcher has told nobody but this process
             await self._create("secrets", record.to_connection_secret(kept, created, connection))
         assert self._key is not None
         return Started(self._key, address, connection, RecordRef(kept.name, kept.token, uid), start.number)
+
+    async def _told(self, kept: Record, _ports: int, _address: str) -> dict[str, Any]:
+        """Wait for what the launcher tells the gateway that began this start: a ``Connect`` for whoever joined it."""
+        assert self._key is not None
+        while True:
+            current = self._cluster.pods.get(self._key)
+            connection = await reach.again(self._cluster, kept, current, True) if current is not None else None
+            if connection is not None:
+                return connection
+            await asyncio.sleep(_TOLD)
 
     async def _waiting(self, kept: Record, start: pod.Launch, spot: pod.Spot) -> Object | None:
         """Return a pod that has waited for this start, None if it needs one of its own."""
@@ -140,11 +153,24 @@ class Attempt:
                     continue
                 if error.code != 409 or number is None:
                     raise
-            found = await self._cluster.client.get("pods", *self._key)
-            if found is not None and not found["metadata"].get("deletionTimestamp") and not status.has_ended(found):
+            joined = await self._join(self._key)
+            if joined is not None:
                 self._is_ours = False
-                return found, start
+                return joined, start
             number += 1
+
+    async def _join(self, key: Key) -> Object | None:
+        """Wait for the pod of somebody else's start as well, and let all know that; None if it is over, or has been given up."""
+        while True:
+            found = await self._cluster.client.get("pods", *key)
+            if found is None or found["metadata"].get("deletionTimestamp") or status.has_ended(found):
+                return None
+            moment = datetime.now(timezone.utc)
+            if reach.is_given_up(found, moment):
+                self._cluster.reaper.end(*key, grace=self._profile.grace_period)
+                return None
+            if await self._cluster.client.annotate("pods", found, {names.AWAITED: moment.isoformat(timespec="seconds")}) is not None:
+                return found
 
     async def _has_room_by_and_by(self, refusal: ClusterError) -> bool:
         """Wait a moment, if a quota is used up and others may give theirs back: after a restart, the pod that was."""

@@ -17,6 +17,7 @@ PREFIX: Final = "elastic-kernels/"
 MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 MANAGER: Final = "elastic-kernels"
 
+AWAITED: Final = PREFIX + "awaited"
 CLAIMED: Final = PREFIX + "claimed"
 DEPLOYMENT: Final = PREFIX + "deployment"
 ENDED: Final = PREFIX + "ended"

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Iterable
+from datetime import datetime
 from typing import Any, Final
 
-from elastic_kernels import names, record, status
+from elastic_kernels import disruption, names, record, status
 from elastic_kernels.cluster import Cluster, Object
 from elastic_kernels.record import Record
 from elastic_kernels.warm.shared import elastic_claim
@@ -19,6 +20,8 @@ from elastic_kernels.warm.shared import elastic_claim
 _FIRST_PAUSE: Final = 0.01
 _LONGEST_PAUSE: Final = 0.25
 _CONNECT_SECONDS: Final = 2.0
+# Whoever waits for a pod gives it up first, and clocks differ.
+_MARGIN: Final = 15.0
 
 Connect = Callable[[Record, int, str], Awaitable[dict[str, Any]]]
 """Given record, port set and the pod's address: waits for the kernel to answer and returns how to connect to it."""
@@ -80,6 +83,18 @@ def next_start(pods: Iterable[Object], after: int) -> int:
 def ports_of_start(number: int) -> int:
     """Return the index of a start's port set, another than the one before: Jupyter Server tells by its ports that it is another."""
     return (number - 1) % len(record.PORT_SETS)
+
+
+def is_given_up(pod: Object, now: datetime) -> bool:
+    """Tell whether a pod has had so much time to become its kernel that nobody waits for that any more, in whichever gateway."""
+    annotations = pod["metadata"].get("annotations") or {}
+    times = (pod["metadata"].get("creationTimestamp"), annotations.get(names.CLAIMED), annotations.get(names.AWAITED))
+    begun = max((moment for moment in map(disruption.time, times) if moment is not None), default=now)
+    try:
+        seconds = float(annotations.get(names.LAUNCH_TIMEOUT, "inf"))
+    except ValueError:
+        return False
+    return (now - begun).total_seconds() > seconds + _MARGIN
 
 
 def token_of(record_uid: str, number: int) -> str:

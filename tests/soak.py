@@ -186,7 +186,7 @@ class User:
                     return f"{identity} is dead: {listed[identity].get('reason')}"
             for identity in self.perhaps & listed.keys():
                 self.perhaps.discard(identity)
-                self.kernels[identity] = Kernel(identity, may_go=True)
+                self.kernels[identity] = Kernel(identity, may_go=True, may_be_dead=listed[identity]["execution_state"] == "dead")
             return ""
 
         end = time.monotonic() + PATIENCE / 3
@@ -265,7 +265,7 @@ class User:
         if reply.status == "ok" and (int(reply.text) in expected or is_killed):
             kernel.values = {int(reply.text)}
             kernel.may_go = False
-        elif not is_killed:
+        elif not (is_killed or (kernel.may_go and reply.content.get("ename") == "DeadKernel")):
             self._soak.fail(f"{self.name}: {kernel.identity} says {reply.content} {reply.text!r} in place of one of {expected}")
 
     async def interrupt(self, kernel: Kernel) -> None:

@@ -96,7 +96,16 @@ class Channels(Verified, PassingChannels):
     def open(self, kernel_id: str) -> Any:
         """Called once the connection is accepted."""
         self.audit("connect", "ok")
+        if self._is_dead():
+            # There is nothing to connect to, until it is restarted. What its client says then has this websocket take the session.
+            self.stands_back = True
+            self._send_status_message("dead")
+            return None
         return super().open(kernel_id)
+
+    def _is_dead(self) -> bool:
+        kernel = self.kernels._kernels.get(self.kernel_id)
+        return kernel is not None and kernel.execution_state == "dead"
 
     async def on_message(self, message: str | bytes) -> None:
         """Called with each message of the client's, one after the other: a connection that lasts for days is verified again."""
@@ -111,9 +120,14 @@ class Channels(Verified, PassingChannels):
                 return
             except IdentityAwayError:
                 log.debug("Nobody can be verified now; connections that were go on")
+        is_dead = self._is_dead()
         if isinstance(message, str) and '"execute_request"' in message:
             header = json.loads(message).get("header") or {}
             if header.get("msg_type") == "execute_request":
                 self._unanswered[str(header.get("msg_id"))] = header
+                if is_dead:
+                    self._say(f"The kernel is dead: {self.kernels.get_kernel(self.kernel_id).reason}.")
+        if is_dead:
+            return
         await self.take_over()
         super().on_message(message)

@@ -24,7 +24,8 @@ async def all_kernels(kernels: Any) -> None:
     """Return once all kernels that run are among ``kernels``. Raises ClusterAwayError if that takes too long."""
     await _looked(kernels)
     kernels.keeper.meet_all()
-    await kernels.keeper.works.settled(None, _PATIENCE)
+    # what is served may be followed for long, and is listed meanwhile
+    await kernels.keeper.works.settled(lambda kernel_id: kernel_id not in kernels, _PATIENCE)
 
 
 async def kernel(kernels: Any, kernel_id: str, *, is_to_answer: bool = False, is_to_end: bool = False) -> None:
@@ -45,7 +46,7 @@ async def kernel(kernels: Any, kernel_id: str, *, is_to_answer: bool = False, is
         keeper.look_after(kernel_id)
     else:
         await _met(kernels, cluster, kernel_id, is_to_end)
-    await keeper.works.settled(kernel_id, _PATIENCE)
+    await keeper.works.settled(lambda each: each == kernel_id, _PATIENCE)
     if is_to_answer:
         await _followed(kernels, kernel_id)
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tornado import web
 
-from elastic_kernels import names, reach, restarts, status
-from elastic_kernels.cluster import Cluster, Object
+from elastic_kernels import disruption, names, reach, restarts, status
+from elastic_kernels.cluster import Cluster, Object, key_of
 from elastic_kernels.disruption import Cause
 from elastic_kernels.errors import ClusterAwayError, ClusterError, ElasticKernelsError, one_line
 from elastic_kernels.gateway import activity, culling, meeting, serving
@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 _SETTLED: Final = 1.5
 # By then whoever has a connection to it would have restarted it.
 _NOBODYS: Final = 10.0
+# And whoever restarts it, for which a quota may have no room at once, has created its next pod.
+_GONE: Final = 25.0
 # Who has run for so long did not crash in a row.
 _STABLE: Final = timedelta(minutes=1)
 # Thousands of kernels are not counted at every change, but after so many seconds for each.
@@ -90,11 +92,13 @@ class Health:
         known.last = current or known.last
         if kernel.execution_state == "dead":
             self._note(kernel_id, kernel, known, Status(Phase.FAILED, kernel.reason, hopeless=True, cause=known.cause))
-            if current is None and not obituary(item) and cluster.pods.is_fresh:
+            if current is None and kernel.reason and not obituary(item) and cluster.pods.is_fresh:
                 # its pod, which would say so, is gone
-                self._begin(kernel_id, _mark(cluster, item, kernel.reason))
+                self._begin(kernel_id, mark(cluster, item, kernel.reason))
             else:
                 self._cull(cluster, kernel_id, kernel, None, now)
+        elif kernel.awaited:
+            self._comes_to_nothing(cluster, kernel_id, known, item, now)
         elif current is not None and not status.has_ended(current):
             self._lives(cluster, kernel_id, kernel, known, current, now)
         elif (current is None or not kernel.has_kernel) and obituary(item) and cluster.pods.is_fresh:
@@ -155,31 +159,53 @@ class Health:
         known = self._known.setdefault(kernel_id, _Known())
         moment = datetime.now(timezone.utc)
         found = status.classify(pod, (), moment, node=cluster.node_of(pod))
-        is_late = meeting.is_under_way(pod) and meeting.is_given_up(pod, moment)
+        is_late = meeting.is_lost(pod, moment)
+        known.death = None
         if found.hopeless or is_late:
             self.died(kernel_id, f"it could not be started again: {'it was not ready in time: ' if is_late else ''}{found.sentence}")
             for item in cluster.pods_of(kernel_id):
-                cluster.reaper.end(item["metadata"]["namespace"], item["metadata"]["name"], grace=0)
+                cluster.reaper.end(*key_of(item), grace=0 if item is pod else kernel.process_proxy.profile.grace_period)
             return
         self._note(kernel_id, kernel, known, found)
         activity.forget(kernel)
         kernel.is_known, kernel.awaited = False, found.sentence
         kernel.execution_state = "restarting" if reach.start_of(pod) > 1 else "starting"
 
+    def clear(self, cluster: Cluster, kernel_id: str) -> None:
+        """Called before a kernel is started again: end pods of it that nobody waits for any more, which would take the new one's room."""
+        kernel = self._kernels._kernels[kernel_id]
+        for pod in cluster.pods_of(kernel_id) if kernel.awaited else ():
+            if reach.is_given_up(pod, datetime.now(timezone.utc)):
+                cluster.reaper.end(*key_of(pod), grace=kernel.process_proxy.profile.grace_period)
+
     def revived(self, cluster: Cluster, kernel_id: str) -> None:
         """Called when a kernel has been started again: what its record says of its end does not hold any more."""
         item = cluster.record_of(kernel_id)
         if item is not None and obituary(item):
-            self._begin(kernel_id, _mark(cluster, item, ""))
+            self._begin(kernel_id, mark(cluster, item, ""))
 
     def _lives(self, cluster: Cluster, kernel_id: str, kernel: Any, known: _Known, pod: Object, now: float) -> None:
         known.death = None
         moment = datetime.now(timezone.utc)
         alive = status.classify(pod, (), moment, node=cluster.node_of(pod), answers=True)
         self._note(kernel_id, kernel, known, replace(alive, sentence="; ".join(filter(None, (alive.sentence, kernel.warning)))))
-        self._cull(cluster, kernel_id, kernel, pod, now)
+        used = names.USED in (pod["metadata"].get("annotations") or {})
+        if meeting.is_under_way(pod) and not used and _age(pod, moment) > _NOBODYS:
+            # its kubelet does not say that it runs, and others are not to take it for one that never did
+            self._begin(kernel_id, culling.write(cluster, pod, moment))
+        else:
+            self._cull(cluster, kernel_id, kernel, pod, now)
         if (begun := serving.started_at(pod)) is not None and moment - begun > _STABLE:
             known.crashes = 0
+
+    def _comes_to_nothing(self, cluster: Cluster, kernel_id: str, known: _Known, item: Object, now: float) -> None:
+        """A start that another gateway had begun has ended without a kernel. Whoever began it says why, if it is still there."""
+        if obituary(item):
+            self.died(kernel_id, obituary(item))
+        elif cluster.pods.is_fresh:
+            sentence = "it could not be started again: its pod was deleted"
+            known.death = known.death or _Death(now, Status(Phase.FAILED, sentence, hopeless=True))
+            self._decide(kernel_id, self._kernels._kernels[kernel_id], known, now)
 
     def _ends(self, cluster: Cluster, kernel_id: str, kernel: Any, known: _Known, pod: Object | None, now: float) -> None:
         moment = datetime.now(timezone.utc)
@@ -196,11 +222,12 @@ class Health:
         """Do with a kernel that has ended what is to be done, once it is sure that nobody else is doing it."""
         assert known.death is not None
         is_connected = self._kernels._kernel_connections.get(kernel_id, 0) > 0
-        left = known.death.since + (_SETTLED if is_connected else _NOBODYS) - now
+        found = known.death.status
+        is_gone = found.cause in (Cause.DELETED, Cause.COMPLETED)
+        left = known.death.since + (_SETTLED if is_connected else _GONE if is_gone else _NOBODYS) - now
         if left > 0:
             asyncio.get_running_loop().call_later(left, self._wake)
             return
-        found = known.death.status
         profile = kernel.process_proxy.profile
         action = restarts.after(found.cause, profile, is_connected=is_connected, crashes=known.crashes)
         log.warning("Kernel %s has ended: %s (%s)", kernel_id, found.sentence, action.value)
@@ -282,12 +309,17 @@ class Health:
                 )
 
 
+def _age(pod: Object, now: datetime) -> float:
+    created = disruption.time(pod["metadata"].get("creationTimestamp"))
+    return (now - created).total_seconds() if created is not None else 0.0
+
+
 def obituary(item: Object) -> str:
     """Return what a record says of its kernel's end, empty if it says nothing."""
     return str((item["metadata"].get("annotations") or {}).get(names.ENDED, ""))
 
 
-async def _mark(cluster: Cluster, item: Object, sentence: str) -> None:
+async def mark(cluster: Cluster, item: Object, sentence: str) -> None:
     """Write on a kernel's record why it is dead, for every gateway to see; empty takes it back."""
     metadata = item["metadata"]
     try:

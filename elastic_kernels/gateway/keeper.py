@@ -19,7 +19,7 @@ from elastic_kernels.cluster import Cluster, Object, RecordRef, key_of, shared
 from elastic_kernels.errors import ConfigurationError, ElasticKernelsError
 from elastic_kernels.gateway import meeting, serving
 from elastic_kernels.gateway.attention import Attention
-from elastic_kernels.gateway.health import Health, obituary
+from elastic_kernels.gateway.health import Health, mark, obituary
 from elastic_kernels.gateway.works import Works
 from elastic_kernels.launch import Started
 from elastic_kernels.settings import ElasticKernels
@@ -81,7 +81,7 @@ class Keeper:
             except Exception:
                 log.exception("Looking after the kernels failed; it is tried again")
             if not self._looked.is_set():
-                await self.works.settled(None, _PATIENCE)
+                await self.works.settled(lambda _: True, _PATIENCE)
                 self._looked.set()
             for changed in self._waiting:
                 changed.set()
@@ -189,7 +189,7 @@ class Keeper:
         else:
             # whose user has seen it
             is_to_serve = reach.start_of(pod) > 1
-            if not is_to_serve and meeting.is_given_up(pod, datetime.now(timezone.utc)):
+            if not is_to_serve and meeting.is_lost(pod, datetime.now(timezone.utc)):
                 log.warning("Nobody waits for the start of the kernel %s any more; it is ended", kernel_id)
                 self.works.begin(kernel_id, self._discard(cluster, kernel_id, item))
         if is_to_serve:
@@ -214,14 +214,19 @@ class Keeper:
             return
         self._recorded.add(kernel_id)
         latest = reach.latest(pods)
-        key = serving.pod_key(kernel)
-        if latest is None or key_of(latest) == key or latest["metadata"].get("deletionTimestamp"):
+        if latest is None or key_of(latest) == serving.pod_key(kernel) or self._is_over(cluster, kernel, latest):
             self.health.look(cluster, kernel_id, item, pods, now)
-        else:
-            if not status.has_ended(latest):
-                self.health.awaits(cluster, kernel_id, latest)
-            if meeting.is_worth(latest):
-                self.works.begin(kernel_id, self._follow(cluster, kernel, item, latest))
+            return
+        if not status.has_ended(latest):
+            self.health.awaits(cluster, kernel_id, latest)
+        if meeting.is_worth(latest):
+            self.works.begin(kernel_id, self._follow(cluster, kernel, item, latest))
+
+    @staticmethod
+    def _is_over(cluster: Cluster, kernel: Any, pod: Object) -> bool:
+        """Tell whether a pod is nothing that a kernel could be followed to: on its way out, or the end of a start that failed here."""
+        is_leaving = pod["metadata"].get("deletionTimestamp") or cluster.reaper.is_ending(key_of(pod))
+        return bool(is_leaving) or (status.has_ended(pod) and kernel.execution_state == "dead")
 
     async def cancel(self, kernel_id: str) -> bool:
         """Cancel a kernel's start, here or elsewhere; return False if there is none."""
@@ -298,6 +303,8 @@ class Keeper:
         log.info("Kernel %s was restarted elsewhere, and is in the pod %s/%s now", kept.kernel_id, *started.key)
         serving.move(self._kernels, cluster, kernel, started)
         self.health.met(kept.kernel_id, pod)
+        if started.address and obituary(item):
+            await mark(cluster, item, "")
 
     async def _ask_for(self, cluster: Cluster, kernel_id: str, kernel: Any) -> None:
         """Let a kernel go whose record the API server does not have, either: it came and went before anybody here looked."""
@@ -315,7 +322,7 @@ class Keeper:
         found = await meeting.reached(cluster, kept, ref, pod, self._kernels.calls_back(kept.kernel_name))
         is_served = kept.kernel_id in self._kernels
         if found is None and pod is not None and not is_served:
-            is_seen = reach.start_of(pod) > 1 or meeting.is_given_up(pod, datetime.now(timezone.utc))
+            is_seen = reach.start_of(pod) > 1 or reach.is_given_up(pod, datetime.now(timezone.utc))
             return meeting.before(kept, ref, pod) if is_seen else None
         return found
 

@@ -156,6 +156,8 @@ class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[m
 
     async def _restart(self, kernel_id: str) -> None:
         kernel = self.get_kernel(kernel_id)
+        if self.keeper.cluster is not None:
+            self.keeper.health.clear(self.keeper.cluster, kernel_id)
         kernel.restarting = True
         try:
             # not JEG's own, which waits for a flag; and never 'now', which shuts a kernel down that has no connection

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from elastic_kernels import disruption, names, patience, reach, status
+from elastic_kernels import names, patience, reach, status
 from elastic_kernels.cluster import Cluster, Object, RecordRef, key_of
 from elastic_kernels.launch import Started
 from elastic_kernels.record import Record
@@ -20,8 +20,6 @@ from elastic_kernels.status import Phase
 
 # A kernel that does not answer by then is tried again later.
 _PATIENCE: Final = 10.0
-# Whoever waits for a pod gives it up first, and clocks differ.
-_MARGIN: Final = 15.0
 
 
 def is_worth(pod: Object) -> bool:
@@ -37,15 +35,10 @@ def is_under_way(pod: Object) -> bool:
     return not (pod["metadata"].get("deletionTimestamp") or is_worth(pod))
 
 
-def is_given_up(pod: Object, now: datetime) -> bool:
-    """Tell whether a pod has taken so long that whoever started it, if it is still there, does not wait for it any more."""
-    annotations = pod["metadata"].get("annotations") or {}
-    begun = disruption.time(annotations.get(names.CLAIMED) or pod["metadata"].get("creationTimestamp"))
-    try:
-        seconds = float(annotations.get(names.LAUNCH_TIMEOUT, "inf"))
-    except ValueError:
-        return False
-    return begun is not None and (now - begun).total_seconds() > seconds + _MARGIN
+def is_lost(pod: Object, now: datetime) -> bool:
+    """Tell whether a pod does not run, has not been used (which kubelets may be late to say), and is not waited for any more."""
+    is_used = names.USED in (pod["metadata"].get("annotations") or {})
+    return is_under_way(pod) and not is_used and reach.is_given_up(pod, now)
 
 
 async def reached(cluster: Cluster, kept: Record, ref: RecordRef, pod: Object | None, calls_back: bool) -> Started | None:

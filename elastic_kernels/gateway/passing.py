@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from hmac import compare_digest
 from typing import Any, Final
 
+from tornado.iostream import StreamClosedError
 from zmq.constants import Flag
 from zmq.error import Again
 
@@ -48,8 +49,9 @@ class PassingChannels(PromptChannels):
 
     def _on_zmq_reply(self, stream: Any, msg_list: list[bytes]) -> None:
         """Called with a message of the kernel's, whose parts are ``msg_list``; takes those that come after it as well."""
-        # before it is settled, what was kept for the client to come back to comes first
-        more = waiting(stream.socket, _AT_ONCE - 1) if self.is_settled and stream.channel == "iopub" else ()
+        # before it is settled, what was kept for the client to come back to comes first; and what comes when it is gone will be kept
+        takes_more = self.is_settled and stream.channel == "iopub" and self._is_connected()
+        more = waiting(stream.socket, _AT_ONCE - 1) if takes_more else ()
         ready: list[bytes] = []
         length = 0
         for message in itertools.chain([msg_list], more):
@@ -59,13 +61,12 @@ class PassingChannels(PromptChannels):
                     self._write(ready)
                     ready = []
                     super()._on_zmq_reply(stream, message)
-                    continue
             except ValueError as error:
                 # raised further, it would end the stream: whoever reaches the kernel's port could have a user's cells hang
                 log.warning("A message on the channel %s of the kernel %s is left out: %s", stream.channel, self.kernel_id, error)
                 continue
-            ready += passed
-            length += sum(map(len, passed))
+            ready += passed or []
+            length += sum(map(len, passed or message))
             if length >= _ENOUGH:
                 break
         self._write(ready)
@@ -88,11 +89,17 @@ class PassingChannels(PromptChannels):
         return [frame(sum(map(len, content))), *content]
 
     def _write(self, ready: list[bytes]) -> None:
-        if not ready or self.ws_connection is None or self.ws_connection.is_closing():
+        if not ready or not self._is_connected():
             return
         # Tornado's own way to write a message copies it twice
         for piece in [b"".join(ready)] if sum(map(len, ready)) < _LARGE else ready:
-            self.ws_connection.stream.write(piece)
+            try:
+                self.ws_connection.stream.write(piece)
+            except StreamClosedError:
+                return
+
+    def _is_connected(self) -> bool:
+        return self.ws_connection is not None and not self.ws_connection.is_closing()
 
 
 def waiting(socket: Any, most: int) -> Iterator[list[bytes]]:

@@ -26,7 +26,7 @@ class PromptChannels(ZMQChannelsHandler):  # type: ignore[misc]
     """Put before the gateway's own websocket handler, whose methods these extend."""
 
     stands_back = False
-    """Whether the session is another one's, and this one's client has said nothing yet."""
+    """Whether the session is another one's, or nobody's, and this one's client has said nothing yet that it is needed for."""
     is_open = False
     """Whether it has had the session, and connections to the kernel."""
     open_since = 0.0
@@ -79,7 +79,9 @@ class PromptChannels(ZMQChannelsHandler):  # type: ignore[misc]
         self.stands_back = False
         # who waited for this one to close has been told that it did
         self._close_future = asyncio.get_running_loop().create_future()
-        await self._take_session(self._former())
+        former = self._former()
+        if former is not self:
+            await self._take_session(former)
         connected = self._join(self.kernel_id)
         if connected is not None:
             await connected
@@ -106,5 +108,8 @@ class PromptChannels(ZMQChannelsHandler):  # type: ignore[misc]
         """Called when the connection is gone, also one that was never accepted: that one has not been counted either."""
         if self.is_open:
             super().on_close()
-        elif not self._close_future.done():
+            return
+        if self._former() is self:
+            del self._open_sessions[self.session_key]
+        if not self._close_future.done():
             self._close_future.set_result(None)

@@ -47,9 +47,9 @@ class Works:
         """Forget that something failed: it has succeeded, or there is no such kernel any more."""
         self._failed.pop(kernel_id, None)
 
-    async def settled(self, kernel_id: str | None, seconds: float) -> None:
-        """Return once what is being done about a kernel (None: about all) has been done, or when ``seconds`` are over."""
-        tasks = [task for each, task in self._tasks.items() if kernel_id in (None, each)]
+    async def settled(self, concerns: Callable[[str], bool], seconds: float) -> None:
+        """Return once what is being done about the kernels that this ``concerns`` has been done, or when ``seconds`` are over."""
+        tasks = [task for kernel_id, task in self._tasks.items() if concerns(kernel_id)]
         if tasks:
             await asyncio.wait(tasks, timeout=seconds)
 

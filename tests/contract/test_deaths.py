@@ -112,6 +112,21 @@ async def test_a_crash_that_nobody_saw_leaves_a_dead_kernel_that_says_why(gatewa
     assert "reason" not in await reaches(gateway, kernel, "idle")
 
 
+async def test_whoever_connects_to_a_dead_kernel_is_told(gateway: Gateway, kernel: str) -> None:
+    async with gateway.channels(kernel, headers=ANA) as channels:
+        await channels.send("shell", "execute_request", {"code": f"import time; time.sleep(1); {DIE}", "silent": False})
+    await reaches(gateway, kernel, "dead")
+    async with gateway.channels(kernel, headers=ANA) as channels:
+        await told(channels, "dead")
+        await channels.send("shell", "kernel_info_request", {})
+        reply = await asyncio.wait_for(channels.execute("1"), 5)
+        assert (reply.status, reply.content["ename"]) == ("error", "DeadKernel")
+        assert reply.text == f"The kernel is dead: {CRASHED}.\n"
+        assert (await gateway.request("POST", f"/api/kernels/{kernel}/restart", headers=ANA))[0] == 200
+        # by the same connection
+        assert (await channels.execute("6 * 7")).text == "42"
+
+
 async def test_a_dead_kernel_is_shut_down(backend: Backend, gateway: Gateway) -> None:
     kernel = await start(gateway)
     async with gateway.channels(kernel, headers=ANA) as channels:

@@ -191,8 +191,91 @@ async def test_what_runs_and_never_answers(backend: Backend, tmp_path: Path) -> 
         await is_in(two, kernel, "starting")
         sentence = "The kernel is being started, and cannot be used yet: its container runs, and the kernel does not answer yet."
         assert (await refused(two, kernel)).startswith(sentence)
+        # a restart does not wait beside it, for the room that it takes
+        again = begin(two, f"/api/kernels/{kernel}/restart")
+        await until(lambda: has_starts(backend, kernel, ["2"]), "the first pod to give way to another")
+        status, body = await again
+        assert (status, body["message"].partition(" was ")[0]) == (504, "The kernel 'silent'")
+        assert (await state(two, kernel))[0] == "dead"
         assert (await two.request("DELETE", f"/api/kernels/{kernel}", headers=ANA))[0] == 204
         await until(backend.is_empty, "its pod and its record to go")
+
+
+async def has_starts(backend: Backend, kernel: str, starts: list[str]) -> bool:
+    return [item["metadata"]["annotations"]["elastic-kernels/start"] for item in await backend.pods(kernel)] == starts
+
+
+@pytest.mark.embedded
+async def test_a_restart_that_is_given_up_leaves_a_dead_kernel_everywhere(backend: Backend, room: Any, tmp_path: Path) -> None:
+    """Also while the API server takes its time to delete the pod that came to nothing."""
+    assert backend.embedded is not None
+    async with gateway(backend, tmp_path / "one") as one, gateway(backend, tmp_path / "two") as two:
+        status, body = await one.request("POST", "/api/kernels", {"name": "small", "env": {"KERNEL_LAUNCH_TIMEOUT": "5"}}, headers=ANA)
+        assert status == 201, body
+        kernel = body["id"]
+        assert await listed(two) == {kernel}
+        await room(False)
+        # the first deletion is the old pod's
+        backend.embedded.faults.add(verb="delete", resource="pods", times=1)
+        backend.embedded.faults.add(verb="delete", resource="pods", times=1, delay=4.0)
+        status, body = await one.request("POST", f"/api/kernels/{kernel}/restart", headers=ANA)
+        assert status == 504, body
+        reason = f"it could not be started again: {body['message']}"
+        assert await state(one, kernel) == ("dead", reason)
+        await is_in(two, kernel, "dead")
+        assert await state(two, kernel) == ("dead", reason)
+        await until(lambda: has_starts(backend, kernel, []), "its pods to go")
+        # later than a kernel is removed that has ended and nobody wants, or whose record nobody explains
+        await asyncio.sleep(40)
+        assert [await state(running, kernel) for running in (one, two)] == [("dead", reason)] * 2
+
+
+@pytest.mark.embedded
+async def test_a_restart_that_is_joined_and_fails_says_why(backend: Backend, room: Any, tmp_path: Path) -> None:
+    assert backend.embedded is not None
+    async with gateway(backend, tmp_path / "one") as one, gateway(backend, tmp_path / "two") as two:
+        kernel = await start(one)
+        await room(False)
+        restart = begin(one, f"/api/kernels/{kernel}/restart")
+        await until(lambda: without_machine(backend, kernel), "the new pod to wait for a machine")
+        await cut_off(one, restart)
+        await is_in(two, kernel, "restarting")
+        again = begin(two, f"/api/kernels/{kernel}/restart")
+        await until(lambda: is_logged(two, f"Kernel {kernel}: 'ana' starts 'small'"), "the restart to be under way")
+        (waiting,) = [item["metadata"]["name"] for item in await backend.pods(kernel) if not item["spec"].get("nodeName")]
+        evicted = {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory. "}
+        backend.embedded.store.patch("pods", backend.namespace, waiting, {"status": evicted})
+        status, body = await again
+        reason = f"it could not be started again: {body['message']}"
+        assert status == 500, body
+        async with gateway(backend, tmp_path / "three") as three:
+            for running in (two, three):
+                await is_in(running, kernel, "dead")
+            await until(lambda: is_written(backend, reason), "the record to say why the kernel is dead")
+            assert await state(two, kernel) == ("dead", reason)
+
+
+async def is_written(backend: Backend, reason: str) -> bool:
+    return reason in str([item["metadata"] for item in await backend.records()])
+
+
+@pytest.mark.embedded
+async def test_a_restart_whose_pod_is_deleted_leaves_a_dead_kernel(backend: Backend, room: Any, tmp_path: Path) -> None:
+    async with gateway(backend, tmp_path / "one") as one:
+        kernel = await start(one)
+        await room(False)
+        restart = begin(one, f"/api/kernels/{kernel}/restart")
+        await until(lambda: without_machine(backend, kernel), "the new pod to wait for a machine")
+        await cut_off(one, restart)
+        async with gateway(backend, tmp_path / "two") as two:
+            await is_in(two, kernel, "restarting")
+            for item in await backend.pods(kernel):
+                await backend.api.delete("pods", backend.namespace, item["metadata"]["name"], grace=0)
+            await is_in(two, kernel, "dead")
+            assert (await state(two, kernel))[1] == "it could not be started again: its pod was deleted"
+            await room(True)
+            assert (await two.request("POST", f"/api/kernels/{kernel}/restart", headers=ANA))[0] == 200
+            assert await run(two, kernel, "6 * 7") == "42"
 
 
 async def runs(backend: Backend, kernel: str) -> bool:

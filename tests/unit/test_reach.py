@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import Any
 
 import pytest
 
-from elastic_kernels.reach import latest, next_start, ports_of_start, token_of
+from elastic_kernels.reach import is_given_up, latest, next_start, ports_of_start, token_of
 
 
 def pod(number: int, phase: str = "Running", *, deleted: bool = False) -> dict[str, Any]:
@@ -51,3 +52,22 @@ def test_each_start_takes_other_ports_than_the_one_before_and_a_name_of_its_own(
     assert [ports_of_start(number) for number in (1, 2, 3, 4)] == [0, 1, 0, 1]
     assert token_of("uid", 2) == token_of("uid", 2)
     assert len({token_of("uid", 2), token_of("uid", 3), token_of("other", 2)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("annotations", "expected"),
+    [
+        ({"launch-timeout": "60"}, True),
+        ({"launch-timeout": "90"}, False),
+        ({}, False),
+        ({"launch-timeout": "soon"}, False),
+        # what waited for its user before, and what somebody else waits for as well
+        ({"launch-timeout": "60", "claimed": "2026-11-24T10:00:50Z"}, False),
+        ({"launch-timeout": "60", "awaited": "2026-11-24T10:01:10+00:00"}, False),
+        ({"launch-timeout": "5", "awaited": "2026-11-24T10:01:10+00:00"}, True),
+    ],
+)
+def test_what_nobody_waits_for_any_more(annotations: dict[str, str], expected: bool) -> None:
+    created = {"creationTimestamp": "2026-11-24T10:00:00Z"}
+    pod = {"metadata": {**created, "annotations": {f"elastic-kernels/{name}": value for name, value in annotations.items()}}}
+    assert is_given_up(pod, datetime(2026, 11, 24, 10, 1, 40, tzinfo=timezone.utc)) is expected
