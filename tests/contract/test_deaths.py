@@ -200,7 +200,7 @@ async def test_a_restart_that_fails_at_one_gateway_is_not_taken_for_an_end_at_an
         dead = await reaches(beside, kernel, "dead")
         assert dead["reason"].startswith("it could not be started again: The cluster refused the kernel")
         # later than a kernel is removed that has ended and whom nobody has a connection to
-        await asyncio.sleep(12)
+        await asyncio.sleep(27)
         assert (await beside.request("POST", f"/api/kernels/{kernel}/restart", headers=ANA))[0] == 200
         assert await run(gateway, kernel, "6 * 7") == "42"
     assert (await gateway.request("DELETE", f"/api/kernels/{kernel}", headers=ANA))[0] == 204
