@@ -169,7 +169,13 @@ class Attempt:
             if reach.is_given_up(found, moment):
                 self._cluster.reaper.end(*key, grace=self._profile.grace_period)
                 return None
-            if await self._cluster.client.annotate("pods", found, {names.AWAITED: moment.isoformat(timespec="seconds")}) is not None:
+            try:
+                if await self._cluster.client.annotate("pods", found, {names.AWAITED: moment.isoformat(timespec="seconds")}) is not None:
+                    return found
+            except ClusterError as error:
+                if error.code != 403:
+                    raise
+                # a gateway that may not patch pods does without
                 return found
 
     async def _has_room_by_and_by(self, refusal: ClusterError) -> bool:
