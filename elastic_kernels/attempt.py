@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any, Final
 
-from elastic_kernels import homes, names, patience, pod, reach, record, slots, status, unbound
+from elastic_kernels import homes, last_words, names, patience, pod, reach, record, slots, status, unbound
 from elastic_kernels.cluster import Cluster, Key, Object, RecordRef
-from elastic_kernels.errors import ClusterError, ElasticKernelsError, HomeError, LaunchError, NotFoundError, one_line
+from elastic_kernels.errors import ClusterError, HomeError, LaunchError, NotFoundError
 from elastic_kernels.profiles import Profile
 from elastic_kernels.reach import Connect
 from elastic_kernels.record import Record
@@ -36,13 +36,6 @@ _LOOK_AGAIN: Final = 1.0
 _TOLD: Final = 0.5
 # A record that has no pod for longer is nobody's (see the sweeper).
 _QUOTA_SECONDS: Final = 20.0
-_LOG_LINES: Final = 5
-# what a kubelet has in place of a log that is gone
-_NO_LOG: Final = (
-    "Error on reading termination message from logs: ",
-    "failed to try resolving symlinks in path ",
-    "unable to retrieve container logs for ",
-)
 
 
 @dataclass(frozen=True)
@@ -89,6 +82,8 @@ class Attempt:
         self._new_record: RecordRef | None = None
         self._creating: asyncio.Task[Object | None] | None = None
         self._is_ours = True
+        self._awaited = ""
+        """Since when another gateway's pod is waited for here, as is written on it."""
         self._room_until = 0.0
 
     async def run(
@@ -145,32 +140,36 @@ class Attempt:
             if number is not None:
                 start = replace(start, token=reach.token_of(start.record_uid, number), number=number, ports=reach.ports_of_start(number))
             manifest = await self._manifest(kept, start, spot)
-            self._key = (kept.namespace, manifest["metadata"]["name"])
+            self._key, self._is_ours = (kept.namespace, manifest["metadata"]["name"]), True
             try:
                 return await self._create("pods", manifest), start
             except ClusterError as error:
+                if number is not None:
+                    # what has this name is another gateway's; a quota that it has used up refuses before the name is looked at
+                    self._is_ours = error.code >= 500
+                    joined = await self._join(self._key) if error.code in (403, 409) else None
+                    if joined is not None:
+                        return joined, start
                 if await self._has_room_by_and_by(error):
                     continue
                 if error.code != 409 or number is None:
                     raise
-            joined = await self._join(self._key)
-            if joined is not None:
-                self._is_ours = False
-                return joined, start
             number += 1
 
     async def _join(self, key: Key) -> Object | None:
         """Wait for the pod of somebody else's start as well, and let all know that; None if it is over, or has been given up."""
         while True:
             found = await self._cluster.client.get("pods", *key)
-            if found is None or found["metadata"].get("deletionTimestamp") or status.has_ended(found):
+            is_leaving = found is None or found["metadata"].get("deletionTimestamp") or self._cluster.reaper.is_ending(key)
+            if found is None or is_leaving or status.has_ended(found):
                 return None
             moment = datetime.now(timezone.utc)
             if reach.is_given_up(found, moment):
                 self._cluster.reaper.end(*key, grace=self._profile.grace_period)
                 return None
+            self._awaited = moment.isoformat()
             try:
-                if await self._cluster.client.annotate("pods", found, {names.AWAITED: moment.isoformat(timespec="seconds")}) is not None:
+                if await self._cluster.client.annotate("pods", found, {names.AWAITED: self._awaited}) is not None:
                     return found
             except ClusterError as error:
                 if error.code != 403:
@@ -203,8 +202,14 @@ class Attempt:
         reached = await homes.reachable(self._cluster.client, self._profile, home, manifest)
         return manifest if reached == home else pod.build_pod(self._profile, kept, self._request, replace(start, home=reached), spot)
 
-    def give_up(self) -> None:
-        """Have everything deleted that this attempt created, also what the API server is still about to create."""
+    def give_up(self, *, is_late: bool = False) -> None:
+        """Have everything deleted that this attempt created, also what the API server is still about to create.
+
+        One that ``is_late`` ends a pod that it has joined as well, unless another gateway has joined it later.
+        """
+        waited = self._cluster.pods.get(self._key) if is_late and self._awaited and self._key is not None else None
+        if waited is not None and waited["metadata"]["annotations"].get(names.AWAITED) == self._awaited:
+            self._is_ours = True
         if self._creating is not None and not self._creating.done():
             self._creating.add_done_callback(lambda _: self._end())
         else:
@@ -221,12 +226,11 @@ class Attempt:
             self.give_up()
 
     def _end(self) -> None:
-        if not self._is_ours:
-            return
-        if self._key is not None or self._new_record is not None:
+        pod_name = self._key[1] if self._key is not None and self._is_ours else None
+        if pod_name is not None or self._new_record is not None:
             # a container that never ran needs no time to end, and its kubelet takes its own to say so
             grace = 1 if self.start.status.phase is Phase.RUNNING else 0
-            self._cluster.reaper.end(self._namespace, self._key[1] if self._key else None, grace=grace, record=self._new_record)
+            self._cluster.reaper.end(self._namespace, pod_name, grace=grace, record=self._new_record)
 
     async def _record(self, asked: Record, again: Again | None) -> Object:
         if again and (kept := await _kept_record(self._cluster, asked.kernel_id)) is not None:
@@ -322,23 +326,7 @@ class Attempt:
         """Log a change of the pod's status, and end the launch if it is the last one."""
         self.start.note(now, "/".join(self._key or ()))
         if now.hopeless:
-            raise LaunchError(f"The kernel {self.title} cannot start: {now.sentence}.{await self._last_words()}")
-
-    async def _last_words(self) -> str:
-        """Return the end of the container's log, as a part of a sentence, or nothing if there is none to be had."""
-        assert self._key is not None
-        pod_ = self._cluster.pods.get(self._key)
-        if pod_ is None or status.exit_code(pod_) is None:
-            return ""
-        said = status.last_words(pod_)
-        if not said or said.startswith(_NO_LOG):
-            try:
-                said = await self._cluster.client.pod_log(*self._key, lines=_LOG_LINES)
-            except ElasticKernelsError as error:
-                log.info("The log of the pod %s cannot be read: %s", "/".join(self._key), error)
-                return ""
-        lines = "" if said.startswith(_NO_LOG) else one_line("\n".join(said.splitlines()[-_LOG_LINES:]), limit=600)
-        return f" The end of its log: {lines}" if lines else ""
+            raise LaunchError(f"The kernel {self.title} cannot start: {now.sentence}.{await last_words.of(self._cluster, self._key)}")
 
 
 async def _kept_record(cluster: Cluster, kernel_id: str) -> Object | None:

@@ -54,9 +54,10 @@ async def launch(
         outcome = "ready"
         return started
     except ElasticKernelsError as error:
-        attempt.give_up()
+        is_late = isinstance(error, LaunchTimeoutError)
+        attempt.give_up(is_late=is_late)
         sentence = str(error)
-        outcome = "late" if isinstance(error, LaunchTimeoutError) else "refused" if error.status in (400, 403, 409) else "failed"
+        outcome = "late" if is_late else "refused" if error.status in (400, 403, 409) else "failed"
         raise
     except BaseException:  # a cancelled launch, too, leaves nothing behind
         attempt.give_up()

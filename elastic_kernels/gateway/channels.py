@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from typing import Any, Final
 
 from jupyter_client.jsonutil import date_default
+from jupyter_server.base.zmqhandlers import WebSocketMixin
 from tornado import websocket
 
 from elastic_kernels.errors import IdentityAwayError, UnauthorizedError
@@ -96,16 +98,32 @@ class Channels(Verified, PassingChannels):
     def open(self, kernel_id: str) -> Any:
         """Called once the connection is accepted."""
         self.audit("connect", "ok")
-        if self._is_dead():
+        if self._why_useless():
             # There is nothing to connect to, until it is restarted. What its client says then has this websocket take the session.
             self.stands_back = True
+            self.set_nodelay(True)
+            WebSocketMixin.open(self, kernel_id)
             self._send_status_message("dead")
             return None
         return super().open(kernel_id)
 
-    def _is_dead(self) -> bool:
+    def _why_useless(self) -> str:
+        """Return why a cell would not be executed, a sentence; empty if it would."""
         kernel = self.kernels._kernels.get(self.kernel_id)
-        return kernel is not None and kernel.execution_state == "dead"
+        if kernel is None or kernel.restarting:
+            return ""
+        if kernel.execution_state == "dead":
+            return f"The kernel is dead: {kernel.reason}."
+        return f"The kernel is being started, and this cell was not executed: {kernel.awaited}." if kernel.awaited else ""
+
+    def write_message(self, message: Any, binary: bool = False) -> Any:
+        """Send something to the client; one that is gone, or was never there, is told nothing."""
+        try:
+            return super().write_message(message, binary=binary)
+        except websocket.WebSocketClosedError:
+            gone = asyncio.get_running_loop().create_future()
+            gone.set_result(None)
+            return gone
 
     async def on_message(self, message: str | bytes) -> None:
         """Called with each message of the client's, one after the other: a connection that lasts for days is verified again."""
@@ -120,14 +138,14 @@ class Channels(Verified, PassingChannels):
                 return
             except IdentityAwayError:
                 log.debug("Nobody can be verified now; connections that were go on")
-        is_dead = self._is_dead()
+        useless = self._why_useless()
         if isinstance(message, str) and '"execute_request"' in message:
             header = json.loads(message).get("header") or {}
             if header.get("msg_type") == "execute_request":
                 self._unanswered[str(header.get("msg_id"))] = header
-                if is_dead:
-                    self._say(f"The kernel is dead: {self.kernels.get_kernel(self.kernel_id).reason}.")
-        if is_dead:
+                if useless:
+                    self._say(useless)
+        if useless:
             return
         await self.take_over()
         super().on_message(message)

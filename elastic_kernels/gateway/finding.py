@@ -28,10 +28,11 @@ async def all_kernels(kernels: Any) -> None:
     await kernels.keeper.works.settled(lambda kernel_id: kernel_id not in kernels, _PATIENCE)
 
 
-async def kernel(kernels: Any, kernel_id: str, *, is_to_answer: bool = False, is_to_end: bool = False) -> None:
+async def kernel(kernels: Any, kernel_id: str, *, is_to_answer: bool = False, is_to_restart: bool = False, is_to_end: bool = False) -> None:
     """Return once a kernel that the cluster has is among ``kernels``, and if it ``is_to_answer``, in the pod that it is in now.
 
-    One that ``is_to_end`` need not run yet. Raises ClusterAwayError where it is not known, and another gateway may know it.
+    One that ``is_to_restart`` is not waited for while another gateway starts it, which is joined; one that ``is_to_end`` need not run
+    yet. Raises ClusterAwayError where it is not known, and another gateway may know it.
     """
     await _looked(kernels)
     keeper = kernels.keeper
@@ -47,7 +48,7 @@ async def kernel(kernels: Any, kernel_id: str, *, is_to_answer: bool = False, is
     else:
         await _met(kernels, cluster, kernel_id, is_to_end)
     await keeper.works.settled(lambda each: each == kernel_id, _PATIENCE)
-    if is_to_answer:
+    if is_to_answer and not is_to_restart:
         await _followed(kernels, kernel_id)
 
 

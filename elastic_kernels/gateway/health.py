@@ -19,8 +19,9 @@ from tornado import web
 from elastic_kernels import disruption, names, reach, restarts, status
 from elastic_kernels.cluster import Cluster, Object, key_of
 from elastic_kernels.disruption import Cause
-from elastic_kernels.errors import ClusterAwayError, ClusterError, ElasticKernelsError, one_line
+from elastic_kernels.errors import ElasticKernelsError, one_line
 from elastic_kernels.gateway import activity, culling, meeting, serving
+from elastic_kernels.gateway.obituaries import mark, obituary
 from elastic_kernels.metrics import metrics
 from elastic_kernels.restarts import Action
 from elastic_kernels.starts import timestamp, transition
@@ -178,6 +179,13 @@ class Health:
             if reach.is_given_up(pod, datetime.now(timezone.utc)):
                 cluster.reaper.end(*key_of(pod), grace=kernel.process_proxy.profile.grace_period)
 
+    def failed(self, kernel_id: str, cluster: Cluster | None, sentence: str) -> None:
+        """Called when a start has failed here: the kernel is dead, for this reason and no other that its record may have."""
+        self.died(kernel_id, sentence)
+        item = cluster.record_of(kernel_id) if cluster is not None else None
+        if cluster is not None and item is not None and obituary(item) != one_line(sentence):
+            self._begin(kernel_id, mark(cluster, item, sentence))
+
     def revived(self, cluster: Cluster, kernel_id: str) -> None:
         """Called when a kernel has been started again: what its record says of its end does not hold any more."""
         item = cluster.record_of(kernel_id)
@@ -249,8 +257,6 @@ class Health:
         except (ElasticKernelsError, web.HTTPError):
             # the kernel is dead, and says why
             return
-        for websocket in serving.websockets(kernel_id):
-            websocket.moved()
 
     def _cull(self, cluster: Cluster, kernel_id: str, kernel: Any, pod: Object | None, now: float) -> None:
         """Begin to shut a kernel down that has been idle for long enough, or to let others know that it is not."""
@@ -312,19 +318,3 @@ class Health:
 def _age(pod: Object, now: datetime) -> float:
     created = disruption.time(pod["metadata"].get("creationTimestamp"))
     return (now - created).total_seconds() if created is not None else 0.0
-
-
-def obituary(item: Object) -> str:
-    """Return what a record says of its kernel's end, empty if it says nothing."""
-    return str((item["metadata"].get("annotations") or {}).get(names.ENDED, ""))
-
-
-async def mark(cluster: Cluster, item: Object, sentence: str) -> None:
-    """Write on a kernel's record why it is dead, for every gateway to see; empty takes it back."""
-    metadata = item["metadata"]
-    try:
-        # a change makes the record look newer than it is, and its place among the others is what limits go by
-        order = (metadata.get("annotations") or {}).get(names.ORDER) or metadata["resourceVersion"]
-        await cluster.client.annotate("secrets", item, {names.ENDED: one_line(sentence), names.ORDER: order})
-    except (ClusterError, ClusterAwayError) as error:
-        log.warning("The record %s cannot be marked as that of a dead kernel: %s", metadata["name"], error)

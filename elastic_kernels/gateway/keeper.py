@@ -19,7 +19,8 @@ from elastic_kernels.cluster import Cluster, Object, RecordRef, key_of, shared
 from elastic_kernels.errors import ConfigurationError, ElasticKernelsError
 from elastic_kernels.gateway import meeting, serving
 from elastic_kernels.gateway.attention import Attention
-from elastic_kernels.gateway.health import Health, mark, obituary
+from elastic_kernels.gateway.health import Health
+from elastic_kernels.gateway.obituaries import mark, obituary
 from elastic_kernels.gateway.works import Works
 from elastic_kernels.launch import Started
 from elastic_kernels.settings import ElasticKernels

@@ -24,7 +24,7 @@ from traitlets import Type
 
 from elastic_kernels import identity, profiles, reach
 from elastic_kernels.errors import ClusterAwayError, KernelExistsError, NotAllowedError, NotFoundError, NotRunningError, RequestError
-from elastic_kernels.gateway import activity, audit
+from elastic_kernels.gateway import activity, audit, serving
 from elastic_kernels.gateway.keeper import Keeper
 from elastic_kernels.gateway.users import KernelsByUser
 from elastic_kernels.identity import User
@@ -158,6 +158,7 @@ class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[m
         kernel = self.get_kernel(kernel_id)
         if self.keeper.cluster is not None:
             self.keeper.health.clear(self.keeper.cluster, kernel_id)
+        websockets = [websocket for websocket in serving.websockets(kernel_id) if websocket.is_open]
         kernel.restarting = True
         try:
             # not JEG's own, which waits for a flag; and never 'now', which shuts a kernel down that has no connection
@@ -167,9 +168,13 @@ class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[m
                 self.keeper.health.revived(self.keeper.cluster, kernel_id)
             if isinstance(kernel.process_proxy, ElasticKernelProxy):
                 activity.ask(kernel, "starting")
+                for websocket in websockets:
+                    # what it is connected to is the pod that was
+                    websocket.moved()
         except Exception as error:
             if kernel_id in self:
-                self.keeper.health.died(kernel_id, f"it could not be started again: {getattr(error, 'log_message', None) or error}")
+                sentence = f"it could not be started again: {getattr(error, 'log_message', None) or error}"
+                self.keeper.health.failed(kernel_id, self.keeper.cluster, sentence)
             raise
         finally:
             # which a restart that fails leaves behind

@@ -73,7 +73,13 @@ class Verified(web.RequestHandler):
             self.current_user = self.caller
         if kernel_id is not None and self.request.method != "OPTIONS":
             if self.waits:
-                await finding.kernel(self.kernels, kernel_id, is_to_answer=self.connects, is_to_end=self.request.method == "DELETE")
+                await finding.kernel(
+                    self.kernels,
+                    kernel_id,
+                    is_to_answer=self.connects,
+                    is_to_restart=self.path_kwargs.get("action") == "restart",
+                    is_to_end=self.request.method == "DELETE",
+                )
             if self.caller is not None:
                 self.own(kernel_id)
         result = super().prepare()

@@ -20,6 +20,8 @@ from jupyter_server.services.kernels.handlers import ZMQChannelsHandler
 _TOGETHER: Final = 1.0
 # Clients begin with a question to the kernel.
 _SPEAKS: Final = 10.0
+# HTTP's "Switching Protocols"
+_CONNECTED: Final = 101
 
 
 class PromptChannels(ZMQChannelsHandler):  # type: ignore[misc]
@@ -86,12 +88,27 @@ class PromptChannels(ZMQChannelsHandler):  # type: ignore[misc]
         if connected is not None:
             await connected
 
+    def on_finish(self) -> None:
+        """Called when the request has been answered, be it with a refusal to connect: then nobody closes what never opened."""
+        super().on_finish()
+        if self.get_status() != _CONNECTED:
+            self._unregister()
+
+    def _unregister(self) -> None:
+        if self._open_sessions.get(self.session_key) is self:
+            del self._open_sessions[self.session_key]
+
     def _close_unused(self) -> None:
         if self.stands_back and self.ws_connection is not None:
             self.ws_connection.stream.close()
 
     def _join(self, kernel_id: str) -> Any:
         self.is_open, self.open_since = True, asyncio.get_running_loop().time()
+        if self.ping_callback is not None:
+            self.ping_callback.stop()
+        if kernel_id in self.kernel_manager:
+            # one that was met dead has had another
+            self.session.key = self.kernel_manager.get_kernel(kernel_id).session.key
         if kernel_id in self.kernel_manager and self.kernel_manager.ports_changed(kernel_id):
             # What is kept for a session leads to the kernel before the restart. Jupyter Server asks for this only where something
             # is kept: at a later time, of connections that are good, which then bring each message a second time.
@@ -109,7 +126,6 @@ class PromptChannels(ZMQChannelsHandler):  # type: ignore[misc]
         if self.is_open:
             super().on_close()
             return
-        if self._former() is self:
-            del self._open_sessions[self.session_key]
+        self._unregister()
         if not self._close_future.done():
             self._close_future.set_result(None)

@@ -32,7 +32,8 @@ class Works:
         self._tasks[kernel_id] = task
 
         def done(finished: asyncio.Task[Any]) -> None:
-            self._tasks.pop(kernel_id, None)
+            if self._tasks.get(kernel_id) is finished:
+                del self._tasks[kernel_id]
             if not finished.cancelled() and (error := finished.exception()) is not None:
                 self._complain(kernel_id, error)
             self._done(kernel_id)

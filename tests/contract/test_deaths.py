@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from elastic_kernels.embedded import EmbeddedCluster
@@ -127,6 +128,25 @@ async def test_whoever_connects_to_a_dead_kernel_is_told(gateway: Gateway, kerne
         assert (await channels.execute("6 * 7")).text == "42"
 
 
+async def test_whoever_is_connected_when_a_kernel_is_restarted_connects_again(gateway: Gateway, kernel: str) -> None:
+    """Before it died, or beside the one who restarts it."""
+    async with gateway.channels(kernel, headers=ANA) as channels:
+        await channels.execute("1")
+        assert (await gateway.request("POST", f"/api/kernels/{kernel}/restart", headers=ANA))[0] == 200
+        assert await asyncio.wait_for(channels.closed(), 5) == 1012
+    assert await run(gateway, kernel, "6 * 7") == "42"
+
+
+async def test_what_is_no_websocket_is_in_no_deaths_way(gateway: Gateway, kernel: str) -> None:
+    async with aiohttp.ClientSession() as client, client.get(f"{gateway.address}/api/kernels/{kernel}/channels", headers=ANA) as answer:
+        assert answer.status == 400
+    async with gateway.channels(kernel, headers=ANA) as channels:
+        await channels.begin(DIE)
+        await told(channels, "restarting")
+        assert await asyncio.wait_for(channels.closed(), 30) == 1012
+    assert await run(gateway, kernel, "6 * 7") == "42"
+
+
 async def test_a_dead_kernel_is_shut_down(backend: Backend, gateway: Gateway) -> None:
     kernel = await start(gateway)
     async with gateway.channels(kernel, headers=ANA) as channels:
@@ -159,8 +179,10 @@ async def test_a_dead_kernel_outlives_its_pod_and_its_gateway(backend: Backend, 
     async with gateway_beside(backend, directories[1]) as second:
         dead = await reaches(second, kernel, "dead")
         assert dead["reason"] == CRASHED
-        assert (await second.request("POST", f"/api/kernels/{kernel}/restart", headers=ANA))[0] == 200
-        assert await run(second, kernel, "6 * 7") == "42"
+        async with second.channels(kernel, headers=ANA) as channels:
+            await told(channels, "dead")
+            assert (await second.request("POST", f"/api/kernels/{kernel}/restart", headers=ANA))[0] == 200
+            assert (await channels.execute("6 * 7")).text == "42"
         await until(lambda: taken_back(backend), "the record to be that of a kernel that lives")
         assert (await second.request("DELETE", f"/api/kernels/{kernel}", headers=ANA))[0] == 204
 

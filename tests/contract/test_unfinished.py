@@ -134,6 +134,25 @@ async def test_a_restart_is_joined(backend: Backend, room: Any, tmp_path: Path) 
         assert waiting in {item["metadata"]["uid"] for item in await backend.pods(kernel)}
 
 
+@pytest.mark.embedded
+async def test_a_restart_that_is_refused_joins_the_one_that_was_not(backend: Backend, room: Any, tmp_path: Path) -> None:
+    """A quota refuses the second one before its name is looked at. It ends nothing that is the first one's."""
+    assert backend.embedded is not None
+    async with gateway(backend, tmp_path / "one") as one, gateway(backend, tmp_path / "two") as two:
+        kernel = await start(one)
+        assert await listed(two) == {kernel}
+        await room(False)
+        first = begin(one, f"/api/kernels/{kernel}/restart")
+        await until(lambda: without_machine(backend, kernel), "the new pod to wait for a machine")
+        fault = backend.embedded.faults.add(verb="create", resource="pods", times=1, status=403)
+        second = begin(two, f"/api/kernels/{kernel}/restart")
+        await until(lambda: fault.times == 0, "the second restart to be refused")
+        await room(True)
+        assert [(await answer)[0] for answer in (first, second)] == [200, 200]
+        assert await run(one, kernel, "x = 1") == ""
+        assert await run(two, kernel, "print(x)") == "1\n"
+
+
 async def is_logged(running: Gateway, text: str) -> bool:
     return text in running.log
 
