@@ -205,10 +205,11 @@ class Attempt:
     def give_up(self, *, is_late: bool = False) -> None:
         """Have everything deleted that this attempt created, also what the API server is still about to create.
 
-        One that ``is_late`` ends a pod that it has joined as well, unless another gateway has joined it later.
+        One that ``is_late`` ends a pod that it has joined as well, unless another gateway has joined it later, or it is in use.
         """
         waited = self._cluster.pods.get(self._key) if is_late and self._awaited and self._key is not None else None
-        if waited is not None and waited["metadata"]["annotations"].get(names.AWAITED) == self._awaited:
+        written = waited["metadata"]["annotations"] if waited is not None and self._cluster.pods.is_fresh else {}
+        if written.get(names.AWAITED) == self._awaited and names.USED not in written:
             self._is_ours = True
         if self._creating is not None and not self._creating.done():
             self._creating.add_done_callback(lambda _: self._end())

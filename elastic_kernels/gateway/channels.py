@@ -23,6 +23,10 @@ log = logging.getLogger(__name__)
 _POLICY_VIOLATION: Final = 1008
 _SERVICE_RESTART: Final = 1012
 _PARENT: Final = 2
+# How long whoever connects waits for a restart that is under way.
+_PATIENCE: Final = 10.0
+# By then whoever knows of a restart has connected anew.
+_ANEW: Final = 3.0
 
 
 class Channels(Verified, PassingChannels):
@@ -43,6 +47,7 @@ class Channels(Verified, PassingChannels):
         kernel = self.kernels._kernels.get(self.path_kwargs["kernel_id"])
         if kernel is not None:
             kernel.check_started()
+            await self.kernels.restarted(self.path_kwargs["kernel_id"], _PATIENCE)
             await activity.answers(kernel)
 
     def died(self, sentence: str) -> None:
@@ -65,9 +70,17 @@ class Channels(Verified, PassingChannels):
         return dict(self._unanswered) or ({executing["msg_id"]: executing} if executing else {})
 
     def moved(self) -> None:
-        """Called when the kernel is another by now, which this websocket's connections do not lead to: the client connects anew."""
-        self.was_moved = True
-        websocket.WebSocketHandler.close(self, _SERVICE_RESTART, "The kernel was restarted; connect again.")
+        """Called when the kernel is another by now, which this websocket's connections do not lead to: the client connects anew.
+
+        JupyterLab does after a restart, and is given the time: its server would connect once more for a websocket that is closed first,
+        and take the session from the one that is used.
+        """
+        self.was_moved = self.is_open
+        asyncio.get_running_loop().call_later(_ANEW, self._close_moved)
+
+    def _close_moved(self) -> None:
+        if self.was_moved or self.stands_back:
+            websocket.WebSocketHandler.close(self, _SERVICE_RESTART, "The kernel was restarted; connect again.")
 
     def on_close(self) -> None:
         """Called when the connection is gone."""
@@ -103,15 +116,17 @@ class Channels(Verified, PassingChannels):
             self.stands_back = True
             self.set_nodelay(True)
             WebSocketMixin.open(self, kernel_id)
-            self._send_status_message("dead")
+            self._send_status_message("dead" if self.kernels.get_kernel(kernel_id).execution_state == "dead" else "restarting")
             return None
         return super().open(kernel_id)
 
     def _why_useless(self) -> str:
         """Return why a cell would not be executed, a sentence; empty if it would."""
         kernel = self.kernels._kernels.get(self.kernel_id)
-        if kernel is None or kernel.restarting:
+        if kernel is None:
             return ""
+        if self.was_moved or kernel.restarting:
+            return "The kernel was restarted, and this cell was not executed; run it again."
         if kernel.execution_state == "dead":
             return f"The kernel is dead: {kernel.reason}."
         return f"The kernel is being started, and this cell was not executed: {kernel.awaited}." if kernel.awaited else ""
@@ -138,6 +153,11 @@ class Channels(Verified, PassingChannels):
                 return
             except IdentityAwayError:
                 log.debug("Nobody can be verified now; connections that were go on")
+        if self.stands_back:
+            if self.ping_callback is not None:
+                # no answer to a ping is read meanwhile
+                self.ping_callback.stop()
+            await self.kernels.restarted(self.kernel_id)
         useless = self._why_useless()
         if isinstance(message, str) and '"execute_request"' in message:
             header = json.loads(message).get("header") or {}
@@ -145,6 +165,8 @@ class Channels(Verified, PassingChannels):
                 self._unanswered[str(header.get("msg_id"))] = header
                 if useless:
                     self._say(useless)
+        if self.was_moved:
+            self._close_moved()
         if useless:
             return
         await self.take_over()

@@ -183,7 +183,11 @@ class Health:
         """Called when a start has failed here: the kernel is dead, for this reason and no other that its record may have."""
         self.died(kernel_id, sentence)
         item = cluster.record_of(kernel_id) if cluster is not None else None
-        if cluster is not None and item is not None and obituary(item) != one_line(sentence):
+        latest = reach.latest(cluster.pods_of(kernel_id)) if cluster is not None else None
+        if cluster is None or item is None or obituary(item) == one_line(sentence):
+            return
+        if latest is None or meeting.is_leaving(cluster, latest) or status.has_ended(latest):
+            # otherwise it may live in another gateway's pod
             self._begin(kernel_id, mark(cluster, item, sentence))
 
     def revived(self, cluster: Cluster, kernel_id: str) -> None:
@@ -197,9 +201,10 @@ class Health:
         moment = datetime.now(timezone.utc)
         alive = status.classify(pod, (), moment, node=cluster.node_of(pod), answers=True)
         self._note(kernel_id, kernel, known, replace(alive, sentence="; ".join(filter(None, (alive.sentence, kernel.warning)))))
-        used = names.USED in (pod["metadata"].get("annotations") or {})
-        if meeting.is_under_way(pod) and not used and _age(pod, moment) > _NOBODYS:
-            # its kubelet does not say that it runs, and others are not to take it for one that never did
+        written = pod["metadata"].get("annotations") or {}
+        is_unsaid = meeting.is_under_way(pod) and _age(pod, moment) > _NOBODYS
+        if names.USED not in written and (is_unsaid or names.AWAITED in written):
+            # who sees no sign of life, from its kubelet or by itself, is not to take it for one that never lived
             self._begin(kernel_id, culling.write(cluster, pod, moment))
         else:
             self._cull(cluster, kernel_id, kernel, pod, now)

@@ -158,7 +158,6 @@ class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[m
         kernel = self.get_kernel(kernel_id)
         if self.keeper.cluster is not None:
             self.keeper.health.clear(self.keeper.cluster, kernel_id)
-        websockets = [websocket for websocket in serving.websockets(kernel_id) if websocket.is_open]
         kernel.restarting = True
         try:
             # not JEG's own, which waits for a flag; and never 'now', which shuts a kernel down that has no connection
@@ -168,7 +167,7 @@ class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[m
                 self.keeper.health.revived(self.keeper.cluster, kernel_id)
             if isinstance(kernel.process_proxy, ElasticKernelProxy):
                 activity.ask(kernel, "starting")
-                for websocket in websockets:
+                for websocket in serving.websockets(kernel_id):
                     # what it is connected to is the pod that was
                     websocket.moved()
         except Exception as error:
@@ -179,6 +178,12 @@ class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[m
         finally:
             # which a restart that fails leaves behind
             kernel.restarting = kernel.shutting_down = False
+
+    async def restarted(self, kernel_id: str, seconds: float | None = None) -> None:
+        """Return once the restart of a kernel that is under way here, if one is, has come to its end, or when ``seconds`` are over."""
+        under_way = self._restarts.get(kernel_id)
+        if under_way is not None:
+            await asyncio.wait({under_way}, timeout=seconds)
 
     async def shutdown_kernel(self, kernel_id: str, now: bool = False, restart: bool = False) -> None:
         """Shut a kernel down, whatever it is doing; raises NotFoundError for one that somebody else shut down at the same time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -133,8 +134,26 @@ async def test_whoever_is_connected_when_a_kernel_is_restarted_connects_again(ga
     async with gateway.channels(kernel, headers=ANA) as channels:
         await channels.execute("1")
         assert (await gateway.request("POST", f"/api/kernels/{kernel}/restart", headers=ANA))[0] == 200
-        assert await asyncio.wait_for(channels.closed(), 5) == 1012
+        # what this connection leads to is gone, and nothing is sent there
+        reply = await channels.execute("1")
+        assert (reply.status, reply.content["evalue"]) == (
+            "error",
+            "The kernel was restarted, and this cell was not executed; run it again.",
+        )
+        assert await asyncio.wait_for(channels.closed(), 10) == 1012
     assert await run(gateway, kernel, "6 * 7") == "42"
+
+
+async def test_who_connects_anew_after_a_restart_is_left_alone(gateway: Gateway, kernel: str) -> None:
+    """As JupyterLab does, with the same session and the former connection still there."""
+    session = uuid.uuid4().hex
+    async with gateway.channels(kernel, headers=ANA, session=session) as former:
+        await former.execute("1")
+        assert (await gateway.request("POST", f"/api/kernels/{kernel}/restart", headers=ANA))[0] == 200
+        async with gateway.channels(kernel, headers=ANA, session=session) as channels:
+            for number in range(10):
+                assert (await channels.execute(str(number))).text == str(number)
+                await asyncio.sleep(0.5)
 
 
 async def test_what_is_no_websocket_is_in_no_deaths_way(gateway: Gateway, kernel: str) -> None:

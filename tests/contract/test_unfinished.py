@@ -157,6 +157,20 @@ async def is_logged(running: Gateway, text: str) -> bool:
     return text in running.log
 
 
+async def test_whoever_connects_during_a_restart_is_served_after_it(backend: Backend, room: Any, tmp_path: Path) -> None:
+    async with gateway(backend, tmp_path / "one") as one:
+        kernel = await start(one)
+        await room(False)
+        restart = begin(one, f"/api/kernels/{kernel}/restart")
+        await until(lambda: without_machine(backend, kernel), "the new pod to wait for a machine")
+        async with one.channels(kernel, headers=ANA) as channels:
+            assert (await channels.receive())["content"] == {"execution_state": "restarting"}
+            cell = await channels.send("shell", "execute_request", {"code": "6 * 7", "silent": False})
+            await room(True)
+            assert (await channels.finish(cell)).text == "42"
+            assert (await restart)[0] == 200
+
+
 async def test_a_restart_is_shut_down(backend: Backend, room: Any, tmp_path: Path) -> None:
     async with gateway(backend, tmp_path / "one") as one, gateway(backend, tmp_path / "two") as two:
         kernel = await start(one)
