@@ -53,6 +53,19 @@ async def test_after_a_restart_the_same_session_and_a_new_one_find_an_empty_kern
                 assert (await new.execute("y, 'x' in globals()")).text == "(1, False)"
 
 
+async def test_nothing_comes_in_between_after_a_restart(lab: Lab) -> None:
+    """JupyterLab's server connects once more, seconds later, for a connection that the gateway closed before JupyterLab did."""
+    async with lab.session("again.ipynb", "small") as kernel:
+        async with lab.channels(kernel, "kept") as before:
+            await before.execute("1")
+            await lab.request("POST", f"/api/kernels/{kernel}/restart")
+            await asyncio.sleep(0.05)
+        async with lab.channels(kernel, "kept") as after:
+            for number in range(12):
+                assert (await after.execute(str(number))).text == str(number)
+                await asyncio.sleep(0.5)
+
+
 @pytest.mark.parametrize("pause", [0, 0.02, 0.1, 0.5])
 async def test_a_second_connection_of_a_session_replaces_one_that_broke_off(lab: Lab, pause: float) -> None:
     """What Chrome makes JupyterLab do with every kernel, and networks with some: the first connection goes without a farewell."""
