@@ -69,14 +69,14 @@ class Channels(Verified, PassingChannels):
         executing = getattr(self.kernels.get_kernel(self.kernel_id), "executing", None)
         return dict(self._unanswered) or ({executing["msg_id"]: executing} if executing else {})
 
-    def moved(self) -> None:
+    def moved(self, seconds: float = _ANEW) -> None:
         """Called when the kernel is another by now, which this websocket's connections do not lead to: the client connects anew.
 
-        JupyterLab does after a restart, and is given the time: its server would connect once more for a websocket that is closed first,
-        and take the session from the one that is used.
+        JupyterLab does after a restart that its user asked for, and is given the time: its server would connect once more for a websocket
+        that is closed first, and take the session from the one that is used.
         """
         self.was_moved = self.is_open
-        asyncio.get_running_loop().call_later(_ANEW, self._close_moved)
+        asyncio.get_running_loop().call_later(seconds, self._close_moved)
 
     def _close_moved(self) -> None:
         if self.was_moved or self.stands_back:

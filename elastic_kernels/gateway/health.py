@@ -262,6 +262,9 @@ class Health:
         except (ElasticKernelsError, web.HTTPError):
             # the kernel is dead, and says why
             return
+        for websocket in serving.websockets(kernel_id):
+            # nobody asked for it, and nobody connects anew without being told
+            websocket.moved(0)
 
     def _cull(self, cluster: Cluster, kernel_id: str, kernel: Any, pod: Object | None, now: float) -> None:
         """Begin to shut a kernel down that has been idle for long enough, or to let others know that it is not."""
