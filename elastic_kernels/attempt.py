@@ -160,8 +160,7 @@ class Attempt:
         """Wait for the pod of somebody else's start as well, and let all know that; None if it is over, or has been given up."""
         while True:
             found = await self._cluster.client.get("pods", *key)
-            is_leaving = found is None or found["metadata"].get("deletionTimestamp") or self._cluster.reaper.is_ending(key)
-            if found is None or is_leaving or status.has_ended(found):
+            if found is None or reach.is_leaving(self._cluster, found) or status.has_ended(found):
                 return None
             moment = datetime.now(timezone.utc)
             if reach.is_given_up(found, moment):

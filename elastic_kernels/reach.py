@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from elastic_kernels import disruption, names, record, status
-from elastic_kernels.cluster import Cluster, Object
+from elastic_kernels.cluster import Cluster, Object, key_of
 from elastic_kernels.record import Record
 from elastic_kernels.warm.shared import elastic_claim
 
@@ -83,6 +83,11 @@ def next_start(pods: Iterable[Object], after: int) -> int:
 def ports_of_start(number: int) -> int:
     """Return the index of a start's port set, another than the one before: Jupyter Server tells by its ports that it is another."""
     return (number - 1) % len(record.PORT_SETS)
+
+
+def is_leaving(cluster: Cluster, pod: Object) -> bool:
+    """Tell whether a pod is on its way out, or will be in a moment."""
+    return bool(pod["metadata"].get("deletionTimestamp")) or cluster.reaper.is_ending(key_of(pod))
 
 
 def is_given_up(pod: Object, now: datetime) -> bool:

@@ -8,6 +8,7 @@ met while it runs is asked: its answer on the shell channel comes when it has no
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable
 from typing import Any, Final
@@ -23,7 +24,6 @@ log = logging.getLogger(__name__)
 _QUESTION: Final = "kernel_info_request"
 _WELCOME: Final = "iopub_welcome"
 _STATUS: Final = b'"status"'
-_AT_ONCE: Final = 50
 _HEADER: Final = 1
 _PARENT: Final = 2
 _CONTENT: Final = 4
@@ -41,7 +41,7 @@ def watch(kernel: Any) -> None:
     kernel.is_known = False
 
     def heard(parts: list[bytes]) -> None:
-        for message in (parts, *waiting(kernel._activity_stream.socket, _AT_ONCE - 1)):
+        for message in itertools.chain([parts], waiting(kernel._activity_stream.socket)):
             try:
                 take(message)
             except (ValueError, LookupError, AttributeError) as error:

@@ -186,7 +186,7 @@ class Health:
         latest = reach.latest(cluster.pods_of(kernel_id)) if cluster is not None else None
         if cluster is None or item is None or obituary(item) == one_line(sentence):
             return
-        if latest is None or meeting.is_leaving(cluster, latest) or status.has_ended(latest):
+        if latest is None or reach.is_leaving(cluster, latest) or status.has_ended(latest):
             # otherwise it may live in another gateway's pod
             self._begin(kernel_id, mark(cluster, item, sentence))
 

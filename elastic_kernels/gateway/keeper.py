@@ -226,7 +226,7 @@ class Keeper:
     @staticmethod
     def _is_over(cluster: Cluster, kernel: Any, pod: Object) -> bool:
         """Tell whether a pod is nothing that a kernel could be followed to: on its way out, or the end of a start that failed here."""
-        return meeting.is_leaving(cluster, pod) or (status.has_ended(pod) and kernel.execution_state == "dead")
+        return reach.is_leaving(cluster, pod) or (status.has_ended(pod) and kernel.execution_state == "dead")
 
     async def cancel(self, kernel_id: str) -> bool:
         """Cancel a kernel's start, here or elsewhere; return False if there is none."""

@@ -35,11 +35,6 @@ def is_under_way(pod: Object) -> bool:
     return not (pod["metadata"].get("deletionTimestamp") or is_worth(pod))
 
 
-def is_leaving(cluster: Cluster, pod: Object) -> bool:
-    """Tell whether a pod is on its way out."""
-    return bool(pod["metadata"].get("deletionTimestamp")) or cluster.reaper.is_ending(key_of(pod))
-
-
 def is_lost(pod: Object, now: datetime) -> bool:
     """Tell whether a pod does not run, has not been used (which kubelets may be late to say), and is not waited for any more."""
     is_used = names.USED in (pod["metadata"].get("annotations") or {})

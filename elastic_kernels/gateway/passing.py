@@ -51,7 +51,7 @@ class PassingChannels(PromptChannels):
         """Called with a message of the kernel's, whose parts are ``msg_list``; takes those that come after it as well."""
         # before it is settled, what was kept for the client to come back to comes first; and what comes when it is gone will be kept
         takes_more = self.is_settled and stream.channel == "iopub" and self._is_connected()
-        more = waiting(stream.socket, _AT_ONCE - 1) if takes_more else ()
+        more = waiting(stream.socket) if takes_more else ()
         ready: list[bytes] = []
         length = 0
         for message in itertools.chain([msg_list], more):
@@ -102,9 +102,9 @@ class PassingChannels(PromptChannels):
         return self.ws_connection is not None and not self.ws_connection.is_closing()
 
 
-def waiting(socket: Any, most: int) -> Iterator[list[bytes]]:
-    """Take what has arrived at a ZeroMQ socket, at most so many messages."""
-    for _ in range(most):
+def waiting(socket: Any) -> Iterator[list[bytes]]:
+    """Take what has arrived at a ZeroMQ socket after a message, as it is asked for, up to what is handled at once."""
+    for _ in range(_AT_ONCE - 1):
         try:
             yield socket.recv_multipart(Flag.NOBLOCK)
         except Again:

@@ -70,6 +70,14 @@ async def without_machine(backend: Backend, *kernels: str) -> bool:
     return waiting >= set(kernels)
 
 
+async def restart_without(room: Any, backend: Backend, running: Gateway, kernel: str) -> asyncio.Future[Any]:
+    """Begin a restart for which there is no machine, and return the request once its pod waits for one."""
+    await room(False)
+    restart = begin(running, f"/api/kernels/{kernel}/restart")
+    await until(lambda: without_machine(backend, kernel), "the new pod to wait for a machine")
+    return restart
+
+
 async def state(running: Gateway, kernel: str) -> tuple[str, str]:
     """Return what a gateway lists of a kernel: its state, and why it is dead."""
     _, models = await running.request("GET", "/api/kernels", headers=ANA)
@@ -92,10 +100,7 @@ async def test_a_restart_goes_on(backend: Backend, room: Any, tmp_path: Path) ->
     async with gateway(backend, tmp_path / "one") as one, gateway(backend, tmp_path / "two") as two:
         kernel = await start(one)
         await run(two, kernel, "x = 42")
-        await room(False)
-        restart = begin(one, f"/api/kernels/{kernel}/restart")
-        await until(lambda: without_machine(backend, kernel), "the new pod to wait for a machine")
-        await cut_off(one, restart)
+        await cut_off(one, await restart_without(room, backend, one, kernel))
         async with gateway(backend, tmp_path / "three") as three:
             for running in (two, three):
                 await is_in(running, kernel, "restarting", seconds=5)
@@ -121,10 +126,7 @@ async def is_in(running: Gateway, kernel: str, wanted: str, *, seconds: float = 
 async def test_a_restart_is_joined(backend: Backend, room: Any, tmp_path: Path) -> None:
     async with gateway(backend, tmp_path / "one") as one, gateway(backend, tmp_path / "two") as two:
         kernel = await start(one)
-        await room(False)
-        restart = begin(one, f"/api/kernels/{kernel}/restart")
-        await until(lambda: without_machine(backend, kernel), "the new pod to wait for a machine")
-        await cut_off(one, restart)
+        await cut_off(one, await restart_without(room, backend, one, kernel))
         (waiting,) = [item["metadata"]["uid"] for item in await backend.pods(kernel) if not item["spec"].get("nodeName")]
         again = begin(two, f"/api/kernels/{kernel}/restart")
         await until(lambda: is_logged(two, f"Kernel {kernel}: 'ana' starts 'small'"), "the restart to be under way")
@@ -141,9 +143,7 @@ async def test_a_restart_that_is_refused_joins_the_one_that_was_not(backend: Bac
     async with gateway(backend, tmp_path / "one") as one, gateway(backend, tmp_path / "two") as two:
         kernel = await start(one)
         assert await listed(two) == {kernel}
-        await room(False)
-        first = begin(one, f"/api/kernels/{kernel}/restart")
-        await until(lambda: without_machine(backend, kernel), "the new pod to wait for a machine")
+        first = await restart_without(room, backend, one, kernel)
         fault = backend.embedded.faults.add(verb="create", resource="pods", times=1, status=403)
         second = begin(two, f"/api/kernels/{kernel}/restart")
         await until(lambda: fault.times == 0, "the second restart to be refused")
@@ -160,9 +160,7 @@ async def is_logged(running: Gateway, text: str) -> bool:
 async def test_whoever_connects_during_a_restart_is_served_after_it(backend: Backend, room: Any, tmp_path: Path) -> None:
     async with gateway(backend, tmp_path / "one") as one:
         kernel = await start(one)
-        await room(False)
-        restart = begin(one, f"/api/kernels/{kernel}/restart")
-        await until(lambda: without_machine(backend, kernel), "the new pod to wait for a machine")
+        restart = await restart_without(room, backend, one, kernel)
         async with one.channels(kernel, headers=ANA) as channels:
             assert (await channels.receive())["content"] == {"execution_state": "restarting"}
             cell = await channels.send("shell", "execute_request", {"code": "6 * 7", "silent": False})
@@ -175,10 +173,7 @@ async def test_a_restart_is_shut_down(backend: Backend, room: Any, tmp_path: Pat
     async with gateway(backend, tmp_path / "one") as one, gateway(backend, tmp_path / "two") as two:
         kernel = await start(one)
         assert await listed(two) == {kernel}
-        await room(False)
-        restart = begin(one, f"/api/kernels/{kernel}/restart")
-        await until(lambda: without_machine(backend, kernel), "the new pod to wait for a machine")
-        await cut_off(one, restart)
+        await cut_off(one, await restart_without(room, backend, one, kernel))
         assert (await two.request("DELETE", f"/api/kernels/{kernel}", headers=ANA))[0] == 204
         assert await listed(two) == set()
         await until(backend.is_empty, "its pods and its record to go")
@@ -268,10 +263,7 @@ async def test_a_restart_that_is_joined_and_fails_says_why(backend: Backend, roo
     assert backend.embedded is not None
     async with gateway(backend, tmp_path / "one") as one, gateway(backend, tmp_path / "two") as two:
         kernel = await start(one)
-        await room(False)
-        restart = begin(one, f"/api/kernels/{kernel}/restart")
-        await until(lambda: without_machine(backend, kernel), "the new pod to wait for a machine")
-        await cut_off(one, restart)
+        await cut_off(one, await restart_without(room, backend, one, kernel))
         await is_in(two, kernel, "restarting")
         again = begin(two, f"/api/kernels/{kernel}/restart")
         await until(lambda: is_logged(two, f"Kernel {kernel}: 'ana' starts 'small'"), "the restart to be under way")
@@ -296,10 +288,7 @@ async def is_written(backend: Backend, reason: str) -> bool:
 async def test_a_restart_whose_pod_is_deleted_leaves_a_dead_kernel(backend: Backend, room: Any, tmp_path: Path) -> None:
     async with gateway(backend, tmp_path / "one") as one:
         kernel = await start(one)
-        await room(False)
-        restart = begin(one, f"/api/kernels/{kernel}/restart")
-        await until(lambda: without_machine(backend, kernel), "the new pod to wait for a machine")
-        await cut_off(one, restart)
+        await cut_off(one, await restart_without(room, backend, one, kernel))
         async with gateway(backend, tmp_path / "two") as two:
             await is_in(two, kernel, "restarting")
             for item in await backend.pods(kernel):
