@@ -82,6 +82,8 @@ class Attempt:
         self._new_record: RecordRef | None = None
         self._creating: asyncio.Task[Object | None] | None = None
         self._is_ours = True
+        self._token = secrets.token_hex(3)
+        """What pods that this attempt has created say of it."""
         self._awaited = ""
         """Since when another gateway's pod is waited for here, as is written on it."""
         self._room_until = 0.0
@@ -97,7 +99,7 @@ class Attempt:
         kept = replace(record.from_secret(secret), groups=asked.groups)
         self._namespace = kept.namespace
         uid = secret["metadata"]["uid"]
-        start = pod.Launch(secrets.token_hex(3), 0, uid, 1, arguments, self._cluster.announcements.address, home)
+        start = pod.Launch(self._token, 0, uid, 1, arguments, self._cluster.announcements.address, home, self._token)
         created = await self._waiting(kept, start, spot) if again is None else None
         if created is None:
             number = reach.next_start(self._cluster.pods_of(kept.kernel_id), again.after) if again else None
@@ -204,11 +206,9 @@ class Attempt:
     def give_up(self, *, is_late: bool = False) -> None:
         """Have everything deleted that this attempt created, also what the API server is still about to create.
 
-        One that ``is_late`` ends a pod that it has joined as well, unless another gateway has joined it later, or it is in use.
+        One that ``is_late`` ends a pod that it has joined as well. What others have joined since is theirs.
         """
-        waited = self._cluster.pods.get(self._key) if is_late and self._awaited and self._key is not None else None
-        written = waited["metadata"]["annotations"] if waited is not None and self._cluster.pods.is_fresh else {}
-        if written.get(names.AWAITED) == self._awaited and names.USED not in written:
+        if is_late and self._awaited:
             self._is_ours = True
         if self._creating is not None and not self._creating.done():
             self._creating.add_done_callback(lambda _: self._end())
@@ -230,7 +230,16 @@ class Attempt:
         if pod_name is not None or self._new_record is not None:
             # a container that never ran needs no time to end, and its kubelet takes its own to say so
             grace = 1 if self.start.status.phase is Phase.RUNNING else 0
-            self._cluster.reaper.end(self._namespace, pod_name, grace=grace, record=self._new_record)
+            # without its record it goes in any case
+            still = self._is_still_ours if self._new_record is None else None
+            self._cluster.reaper.end(self._namespace, pod_name, grace=grace, record=self._new_record, still=still)
+
+    def _is_still_ours(self, found: Object) -> bool:
+        """Tell whether a pod has this attempt waited for, and nobody has waited for it since, or uses what was joined here."""
+        written = found["metadata"].get("annotations") or {}
+        if self._awaited:
+            return bool(written.get(names.AWAITED) == self._awaited) and names.USED not in written
+        return bool(written.get(names.LAUNCH) == self._token) and names.AWAITED not in written
 
     async def _record(self, asked: Record, again: Again | None) -> Object:
         if again and (kept := await _kept_record(self._cluster, asked.kernel_id)) is not None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 from elastic_kernels import names, patience, status
-from elastic_kernels.cluster.client import Client
+from elastic_kernels.cluster.client import Client, Object
 from elastic_kernels.cluster.informer import Informer, Key
 from elastic_kernels.errors import ClusterAwayError, ClusterError
 
@@ -48,8 +49,10 @@ class Ending:
     """Seconds to wait for the pod to end by itself before it is deleted."""
     record: RecordRef | None = None
     """The record that goes with the pod, or None if it stays."""
+    still: Callable[[Object], bool] | None = None
+    """Whether the pod, as it is when it is deleted, is still to go; None if it is, whatever has become of it."""
     accepted: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set once the API server has taken the deletion of all that is to go (or has nothing of it)."""
+    """Set once the API server has taken the deletion of all that is to go (or has nothing of it), or the pod is to stay after all."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __str__(self) -> str:
@@ -65,19 +68,31 @@ class Reaper:
         self._endings: dict[Key, Ending] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def end(self, namespace: str, pod: str | None, *, grace: int, patience: float = 0.0, record: RecordRef | None = None) -> Ending:
+    def end(
+        self,
+        namespace: str,
+        pod: str | None,
+        *,
+        grace: int,
+        patience: float = 0.0,
+        record: RecordRef | None = None,
+        still: Callable[[Object], bool] | None = None,
+    ) -> Ending:
         """Have the pod deleted, with its record if one is named, or a record that has no pod; return at once.
 
-        Repeated calls only hurry it.
+        ``still`` says of the pod, as the API server has it in that moment, whether it is to go. Repeated calls only hurry it, and
+        one without ``still`` has it go whatever an earlier one said.
         """
         key = (namespace, pod or f"record/{record.token if record else ''}")
         ending = self._endings.get(key)
         if ending is None:
-            ending = self._endings[key] = Ending(namespace, pod, grace, patience, record)
+            ending = self._endings[key] = Ending(namespace, pod, grace, patience, record, still)
             task = asyncio.get_running_loop().create_task(self._carry_out(key, ending), name=f"end {ending}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             return ending
+        if still is None:
+            ending.still = None
         if record is not None and ending.record is None:
             ending.record = record
             ending.accepted.clear()
@@ -91,6 +106,12 @@ class Reaper:
     def is_ending(self, key: Key) -> bool:
         """Tell whether the pod of this namespace and name is on its way out."""
         return key in self._endings
+
+    async def decided(self, key: Key) -> None:
+        """Return once it is certain of the pod of this namespace and name whether it goes, if that is asked: see ``is_ending``."""
+        ending = self._endings.get(key)
+        if ending is not None:
+            await ending.accepted.wait()
 
     async def close(self, seconds: float) -> None:
         """Stop, once the API server has taken every deletion or ``seconds`` are over; who waits for what is hurried."""
@@ -136,7 +157,7 @@ class Reaper:
         grace = ending.grace
         seen = self._pods.get(key) is not None
         try:
-            exists = ending.pod is not None and await self._client.delete("pods", ending.namespace, ending.pod, grace=grace)
+            exists = ending.pod is not None and await self._delete_pod(ending, ending.pod, grace)
             if ending.record is not None:
                 await self._delete_record(ending.namespace, ending.record)
         except (ClusterError, ClusterAwayError) as error:
@@ -158,6 +179,21 @@ class Reaper:
         # its node does not answer: take it from the API, as 'kubectl delete --force' does
         ending.grace = 0
         return False
+
+    async def _delete_pod(self, ending: Ending, name: str, grace: int) -> bool:
+        """Ask for a pod's deletion; return False if there is none, or it is not to go any more."""
+        while (still := ending.still) is not None:
+            found = await self._client.get("pods", ending.namespace, name)
+            if found is None or not still(found):
+                return False
+            metadata = found["metadata"]
+            if await self._client.delete(
+                "pods", ending.namespace, name, grace=grace, uid=metadata["uid"], version=metadata["resourceVersion"]
+            ):
+                # who looks at it sees from now on that it goes
+                ending.still = None
+                return True
+        return await self._client.delete("pods", ending.namespace, name, grace=grace)
 
     async def _delete_record(self, namespace: str, record: RecordRef) -> None:
         uid = record.uid

@@ -93,7 +93,9 @@ class Health:
         known.last = current or known.last
         if kernel.execution_state == "dead":
             self._note(kernel_id, kernel, known, Status(Phase.FAILED, kernel.reason, hopeless=True, cause=known.cause))
-            if current is None and kernel.reason and not obituary(item) and cluster.pods.is_fresh:
+            latest = reach.latest(pods)
+            is_gone = current is None and (latest is None or reach.is_over(latest))
+            if is_gone and kernel.reason and not obituary(item) and cluster.pods.is_fresh:
                 # its pod, which would say so, is gone
                 self._begin(kernel_id, mark(cluster, item, kernel.reason))
             else:
@@ -183,12 +185,17 @@ class Health:
         """Called when a start has failed here: the kernel is dead, for this reason and no other that its record may have."""
         self.died(kernel_id, sentence)
         item = cluster.record_of(kernel_id) if cluster is not None else None
-        latest = reach.latest(cluster.pods_of(kernel_id)) if cluster is not None else None
-        if cluster is None or item is None or obituary(item) == one_line(sentence):
-            return
-        if latest is None or reach.is_leaving(cluster, latest) or status.has_ended(latest):
-            # otherwise it may live in another gateway's pod
-            self._begin(kernel_id, mark(cluster, item, sentence))
+        if cluster is not None and item is not None and obituary(item) != one_line(sentence):
+            self._begin(kernel_id, self._bury(cluster, kernel_id, item, sentence))
+
+    async def _bury(self, cluster: Cluster, kernel_id: str, item: Object, sentence: str) -> None:
+        """Say on a kernel's record why it is dead, unless it lives on in another gateway's pod, or in one that another has joined."""
+        latest = reach.latest(cluster.pods_of(kernel_id))
+        if latest is not None:
+            await cluster.reaper.decided(key_of(latest))
+            latest = reach.latest(cluster.pods_of(kernel_id))
+        if latest is None or reach.is_over(latest) or reach.is_leaving(cluster, latest):
+            await mark(cluster, item, sentence)
 
     def revived(self, cluster: Cluster, kernel_id: str) -> None:
         """Called when a kernel has been started again: what its record says of its end does not hold any more."""

@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from elastic_kernels.embedded.faults import Fault
 from tests.conftest import Backend, profile
 from tests.contract.deployment import ANA, SETTINGS, listed, run, start
 from tests.gateway import PLUGGED_IN, Gateway, running_gateway, until, write_kernelspecs
@@ -256,6 +257,46 @@ async def test_a_restart_that_is_given_up_leaves_a_dead_kernel_everywhere(backen
         # later than a kernel is removed that has ended and nobody wants, or whose record nobody explains
         await asyncio.sleep(40)
         assert [await state(running, kernel) for running in (one, two)] == [("dead", reason)] * 2
+
+
+@pytest.mark.embedded
+@pytest.mark.parametrize(
+    "deletion",
+    [{"delay": 5.0}, {"status": 403}],
+    ids=["that is under way", "that is tried again"],
+)
+async def test_what_one_gateway_gives_up_is_not_ended_once_another_has_joined_it(
+    backend: Backend, room: Any, tmp_path: Path, deletion: dict[str, Any]
+) -> None:
+    """It is everybody's kernel then, also where the start had been given up before, and could not be ended at once."""
+    assert backend.embedded is not None
+    async with gateway(backend, tmp_path / "one") as one, gateway(backend, tmp_path / "two") as two:
+        status, body = await one.request("POST", "/api/kernels", {"name": "small", "env": {"KERNEL_LAUNCH_TIMEOUT": "5"}}, headers=ANA)
+        assert status == 201, body
+        kernel = body["id"]
+        assert await listed(two) == {kernel}
+        await room(False)
+        # the first deletion is the old pod's
+        backend.embedded.faults.add(verb="delete", resource="pods", times=1)
+        late = backend.embedded.faults.add(verb="delete", resource="pods", times=1, **deletion)
+        assert (await one.request("POST", f"/api/kernels/{kernel}/restart", headers=ANA))[0] == 504
+        await until(lambda: has_happened(late), "the pod to be given up")
+        again = begin(two, f"/api/kernels/{kernel}/restart")
+        await until(lambda: is_logged(two, f"Kernel {kernel}: 'ana' starts 'small'"), "the restart to be under way")
+        await room(True)
+        assert (await again)[0] == 200
+        assert await run(two, kernel, "x = 42") == ""
+        # after what was late has come, and has been tried again
+        await asyncio.sleep(8)
+        await until(lambda: has_starts(backend, kernel, ["2"]), "the pod that was joined to be the only one")
+        for running in (one, two):
+            await is_in(running, kernel, "idle")
+            assert await run(running, kernel, "print(x)") == "42\n"
+        assert not await is_written(backend, "it could not be started again")
+
+
+async def has_happened(fault: Fault) -> bool:
+    return fault.times == 0
 
 
 @pytest.mark.embedded
