@@ -184,7 +184,12 @@ class Reaper:
         """Ask for a pod's deletion; return False if there is none, or it is not to go any more."""
         while (still := ending.still) is not None:
             found = await self._client.get("pods", ending.namespace, name)
-            if found is None or not still(found):
+            if found is None:
+                return False
+            if ending.still is not still:
+                # it is to go in any case by now
+                continue
+            if not still(found):
                 return False
             metadata = found["metadata"]
             if await self._client.delete(
