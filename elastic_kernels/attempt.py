@@ -142,7 +142,7 @@ class Attempt:
             if number is not None:
                 start = replace(start, token=reach.token_of(start.record_uid, number), number=number, ports=reach.ports_of_start(number))
             manifest = await self._manifest(kept, start, spot)
-            self._key, self._is_ours = (kept.namespace, manifest["metadata"]["name"]), True
+            self._key, self._is_ours, self._awaited = (kept.namespace, manifest["metadata"]["name"]), True, ""
             try:
                 return await self._create("pods", manifest), start
             except ClusterError as error:
@@ -203,12 +203,12 @@ class Attempt:
         reached = await homes.reachable(self._cluster.client, self._profile, home, manifest)
         return manifest if reached == home else pod.build_pod(self._profile, kept, self._request, replace(start, home=reached), spot)
 
-    def give_up(self, *, is_late: bool = False) -> None:
+    def give_up(self, *, with_joined: bool = False) -> None:
         """Have everything deleted that this attempt created, also what the API server is still about to create.
 
-        One that ``is_late`` ends a pod that it has joined as well. What others have joined since is theirs.
+        ``with_joined`` ends a pod that it has joined as well. What others have joined since is theirs.
         """
-        if is_late and self._awaited:
+        if with_joined and self._awaited:
             self._is_ours = True
         if self._creating is not None and not self._creating.done():
             self._creating.add_done_callback(lambda _: self._end())
@@ -235,11 +235,15 @@ class Attempt:
             self._cluster.reaper.end(self._namespace, pod_name, grace=grace, record=self._new_record, still=still)
 
     def _is_still_ours(self, found: Object) -> bool:
-        """Tell whether a pod has this attempt waited for, and nobody has waited for it since, or uses what was joined here."""
-        written = found["metadata"].get("annotations") or {}
+        """Tell whether a pod is this attempt's to end, by what is written on it.
+
+        Created here: until another gateway joins it, which nobody could for long whose launcher tells this process alone.
+        Joined here: until another one joins it later, or it is in use.
+        """
+        written: Mapping[str, str] = found["metadata"].get("annotations") or {}
         if self._awaited:
-            return bool(written.get(names.AWAITED) == self._awaited) and names.USED not in written
-        return bool(written.get(names.LAUNCH) == self._token) and names.AWAITED not in written
+            return written.get(names.AWAITED) == self._awaited and names.USED not in written
+        return written.get(names.LAUNCH) == self._token and (self._profile.calls_back or names.AWAITED not in written)
 
     async def _record(self, asked: Record, again: Again | None) -> Object:
         if again and (kept := await _kept_record(self._cluster, asked.kernel_id)) is not None:

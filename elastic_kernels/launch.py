@@ -55,7 +55,8 @@ async def launch(
         return started
     except ElasticKernelsError as error:
         is_late = isinstance(error, LaunchTimeoutError)
-        attempt.give_up(is_late=is_late)
+        # what cannot start here can nowhere
+        attempt.give_up(with_joined=is_late or isinstance(error, LaunchError))
         sentence = str(error)
         outcome = "late" if is_late else "refused" if error.status in (400, 403, 409) else "failed"
         raise

@@ -57,7 +57,7 @@ class Launch:
     home: Home | None = None
     """What is mounted as the user's home, None for nothing."""
     attempt: str = ""
-    """Whose start it is, where several gateways may mean the same one; empty where the token says so."""
+    """A few letters and digits as well, of the one who starts it: several may mean the same start, and so the same token."""
 
 
 def build_pod(profile: Profile, record: Record, request: KernelRequest, launch: Launch, spot: Spot) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def build_pod(profile: Profile, record: Record, request: KernelRequest, launch: 
                 names.SAFE_TO_EVICT: "false",
                 **profile.annotations,
                 **records.annotations_of(record),
-                names.LAUNCH: launch.attempt or launch.token,
+                names.LAUNCH: launch.attempt,
                 names.LAUNCH_TIMEOUT: f"{request.timeout:g}",
                 names.PORTS: str(launch.ports),
                 names.START: str(launch.number),

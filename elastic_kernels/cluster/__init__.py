@@ -92,7 +92,7 @@ class Cluster:
         await cluster.announcements.open(settings.announce_address, client.server)
         loop = asyncio.get_running_loop()
         sweeper = Sweeper(cluster.pods, cluster.records, cluster.reaper, cluster.starts.is_under_way)
-        superfluous = Executors(client, cluster.pods, cluster.executors, cluster.reaper.is_ending)
+        superfluous = Executors(client, cluster.pods, cluster.executors, cluster.reaper.is_certain)
         left = Leftovers(
             client, cluster.pods, cluster.records, cluster.waiting, cluster.warm_secrets, cluster.reaper, cluster.starts.is_under_way
         )

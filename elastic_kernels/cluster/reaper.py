@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from elastic_kernels import names, patience, status
@@ -91,8 +92,7 @@ class Reaper:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             return ending
-        if still is None:
-            ending.still = None
+        ending.still = _either(ending.still, still)
         if record is not None and ending.record is None:
             ending.record = record
             ending.accepted.clear()
@@ -107,11 +107,16 @@ class Reaper:
         """Tell whether the pod of this namespace and name is on its way out."""
         return key in self._endings
 
-    async def decided(self, key: Key) -> None:
-        """Return once it is certain of the pod of this namespace and name whether it goes, if that is asked: see ``is_ending``."""
+    def is_certain(self, key: Key) -> bool:
+        """Tell whether nothing can keep the pod of this namespace and name from going."""
         ending = self._endings.get(key)
-        if ending is not None:
-            await ending.accepted.wait()
+        return ending is not None and (ending.still is None or ending.accepted.is_set())
+
+    async def decided(self, key: Key, seconds: float) -> None:
+        """Return once it is certain whether the pod of this namespace and name goes, or when ``seconds`` are over."""
+        ending = self._endings.get(key)
+        if ending is not None and not self.is_certain(key):
+            await patience.happens(ending.accepted, seconds)
 
     async def close(self, seconds: float) -> None:
         """Stop, once the API server has taken every deletion or ``seconds`` are over; who waits for what is hurried."""
@@ -195,8 +200,8 @@ class Reaper:
             if await self._client.delete(
                 "pods", ending.namespace, name, grace=grace, uid=metadata["uid"], version=metadata["resourceVersion"]
             ):
-                # who looks at it sees from now on that it goes
-                ending.still = None
+                # it goes in any case, and no later one of its name
+                ending.still = partial(_is, metadata["uid"])
                 return True
         return await self._client.delete("pods", ending.namespace, name, grace=grace)
 
@@ -208,6 +213,17 @@ class Reaper:
                 return
             uid = found["metadata"]["uid"]
         await self._client.delete("secrets", namespace, record.name, uid=uid)
+
+
+def _either(former: Callable[[Object], bool] | None, later: Callable[[Object], bool] | None) -> Callable[[Object], bool] | None:
+    """Return what says that a pod is to go if one of these does; None, which stands for any pod, if one of them is."""
+    if former is None or later is None:
+        return None
+    return lambda pod: former(pod) or later(pod)
+
+
+def _is(uid: str, pod: Object) -> bool:
+    return bool(pod["metadata"]["uid"] == uid)
 
 
 async def _change(ending: Ending, seconds: float) -> None:

@@ -38,6 +38,8 @@ _SETTLED: Final = 1.5
 _NOBODYS: Final = 10.0
 # And whoever restarts it, for which a quota may have no room at once, has created its next pod.
 _GONE: Final = 25.0
+# Whoever gives a start up knows by then whether its pod goes, if the API server answers.
+_DECIDED: Final = 10.0
 # Who has run for so long did not crash in a row.
 _STABLE: Final = timedelta(minutes=1)
 # Thousands of kernels are not counted at every change, but after so many seconds for each.
@@ -162,7 +164,7 @@ class Health:
         known = self._known.setdefault(kernel_id, _Known())
         moment = datetime.now(timezone.utc)
         found = status.classify(pod, (), moment, node=cluster.node_of(pod))
-        is_late = meeting.is_lost(pod, moment)
+        is_late = cluster.pods.is_fresh and meeting.is_lost(pod, moment)
         known.death = None
         if found.hopeless or is_late:
             self.died(kernel_id, f"it could not be started again: {'it was not ready in time: ' if is_late else ''}{found.sentence}")
@@ -192,8 +194,11 @@ class Health:
         """Say on a kernel's record why it is dead, unless it lives on in another gateway's pod, or in one that another has joined."""
         latest = reach.latest(cluster.pods_of(kernel_id))
         if latest is not None:
-            await cluster.reaper.decided(key_of(latest))
+            await cluster.reaper.decided(key_of(latest), _DECIDED)
             latest = reach.latest(cluster.pods_of(kernel_id))
+        if not cluster.pods.is_fresh:
+            # it is said later: see ``look``
+            return
         if latest is None or reach.is_over(latest) or reach.is_leaving(cluster, latest):
             await mark(cluster, item, sentence)
 

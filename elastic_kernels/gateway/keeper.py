@@ -190,7 +190,7 @@ class Keeper:
         else:
             # whose user has seen it
             is_to_serve = reach.start_of(pod) > 1
-            if not is_to_serve and meeting.is_lost(pod, datetime.now(timezone.utc)):
+            if not is_to_serve and cluster.pods.is_fresh and meeting.is_lost(pod, datetime.now(timezone.utc)):
                 log.warning("Nobody waits for the start of the kernel %s any more; it is ended", kernel_id)
                 self.works.begin(kernel_id, self._discard(cluster, kernel_id, item))
         if is_to_serve:

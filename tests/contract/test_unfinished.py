@@ -295,6 +295,31 @@ async def test_what_one_gateway_gives_up_is_not_ended_once_another_has_joined_it
         assert not await is_written(backend, "it could not be started again")
 
 
+@pytest.mark.embedded
+async def test_whoever_comes_too_late_to_join_ends_what_it_creates_instead(backend: Backend, room: Any, tmp_path: Path) -> None:
+    """It has seen the pod of the other gateway's restart, and that is on its way out before it is joined."""
+    assert backend.embedded is not None
+    async with gateway(backend, tmp_path / "one") as one, gateway(backend, tmp_path / "two") as two:
+        status, body = await one.request("POST", "/api/kernels", {"name": "small", "env": {"KERNEL_LAUNCH_TIMEOUT": "12"}}, headers=ANA)
+        assert status == 201, body
+        kernel = body["id"]
+        assert await listed(two) == {kernel}
+        first = await restart_without(room, backend, one, kernel)
+        # the second one is to have time left once the first one has been given up ...
+        await asyncio.sleep(8)
+        faults = backend.embedded.faults
+        refused = faults.add(verb="patch", resource="pods", times=1, status=409)
+        faults.add(verb="get", resource="pods", times=1)
+        # ... which is before it looks for the second time
+        faults.add(verb="get", resource="pods", times=1, delay=6.0)
+        second = begin(two, f"/api/kernels/{kernel}/restart")
+        await until(lambda: has_happened(refused), "the pod not to be joined")
+        assert (await first)[0] == 504
+        await until(lambda: has_starts(backend, kernel, ["3"]), "the second restart to create a pod of its own")
+        assert (await second)[0] == 504
+        await until(lambda: has_starts(backend, kernel, []), "its pod to go", seconds=5)
+
+
 async def has_happened(fault: Fault) -> bool:
     return fault.times == 0
 

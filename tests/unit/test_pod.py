@@ -18,7 +18,7 @@ from tests import conftest
 KERNEL_ID = "9c4f2b1e-7d0a-4c56-8f3e-2a1b0c9d8e7f"
 RECORD_NAME = "kernel.blue.ana-example-com--8e43ca37.interactive.1"
 SPOT = Spot(label="elastic-kernels/capacity=spot", taint="elastic-kernels/capacity=spot:NoSchedule")
-LAUNCH = Launch(token="a1b2c3", ports=1, record_uid="uid-of-the-record")
+LAUNCH = Launch(token="a1b2c3", ports=1, record_uid="uid-of-the-record", attempt="d4e5f6")
 
 
 def profile(**fields: Any) -> Profile:
@@ -57,7 +57,7 @@ def test_the_least_profile() -> None:
                 "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
                 "elastic-kernels/user": "ana@example.com",
                 "elastic-kernels/kernel-name": "python-small",
-                "elastic-kernels/launch": "a1b2c3",
+                "elastic-kernels/launch": "d4e5f6",
                 "elastic-kernels/launch-timeout": "30",
                 "elastic-kernels/ports": "1",
                 "elastic-kernels/start": "1",

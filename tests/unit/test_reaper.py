@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import pytest
+
 from elastic_kernels.cluster import Client, Object
 from elastic_kernels.cluster.informer import Informer
 from elastic_kernels.cluster.reaper import Reaper, RecordRef
+from tests.gateway import until
 
 KEY = ("ns", "pod")
 
@@ -51,7 +54,7 @@ def is_unwanted(pod: Object) -> bool:
 
 async def decided(reaper: Reaper) -> bool:
     """Return, once that is certain, whether the pod is on its way out."""
-    await asyncio.wait_for(reaper.decided(KEY), 5)
+    await reaper.decided(KEY, 5)
     is_ending = reaper.is_ending(KEY)
     await reaper.close(1)
     return is_ending
@@ -87,6 +90,33 @@ async def test_a_pod_that_nobody_wants_goes() -> None:
     reaper.end(*KEY, grace=0, still=is_unwanted)
     assert await decided(reaper)
     assert (client.pod, client.asked) == (None, [("pods", "1")])
+
+
+async def test_a_later_pod_of_the_same_name_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the reaper has not seen that the one before is gone, and takes what it waits for to be on a lost node."""
+    monkeypatch.setattr("elastic_kernels.cluster.reaper._MARGIN", 0.05)
+    client = OnePod()
+    reaper = reaper_of(client)
+    reaper.end(*KEY, grace=0, still=is_unwanted)
+    await reaper.decided(KEY, 5)
+    client.pod = {"metadata": {"name": "pod", "namespace": "ns", "uid": "another", "resourceVersion": "9", "annotations": {}}}
+
+    async def is_over() -> bool:
+        return not reaper.is_ending(KEY)
+
+    await until(is_over, "the first pod's end", seconds=5)
+    assert (client.pod is not None, client.asked) == (True, [("pods", "1")])
+
+
+async def test_what_several_want_to_go_goes_if_one_of_them_does() -> None:
+    client = OnePod()
+    client.annotate_it("2", wanted="yes")
+    reaper = reaper_of(client)
+    reaper.end(*KEY, grace=0, still=is_unwanted)
+    reaper.end(*KEY, grace=0, still=lambda pod: not is_unwanted(pod))
+    assert not reaper.is_certain(KEY)
+    assert await decided(reaper)
+    assert client.pod is None
 
 
 async def test_whoever_shuts_a_kernel_down_has_its_pod_go_in_any_case() -> None:
