@@ -35,13 +35,13 @@ async def shut_down(settings: ElasticKernels, user: str | None, say: Callable[[s
             client.list("pods", namespace, labelSelector=selector),
         )
         found = [*pods["items"], *records["items"]]
-        await asyncio.gather(*(_delete(client, "pods", item) for item in pods["items"]))
+        await asyncio.gather(*(_delete(client, "pods", item, grace=_grace(item)) for item in pods["items"]))
         await asyncio.gather(*(_delete(client, "secrets", item) for item in records["items"]))
         if user is None:
-            # what waits for nobody now; a gateway that runs keeps others
+            # what waits for nobody now, and has nothing to end; a gateway that runs keeps others
             for resource in ("pods", "secrets"):
                 waiting = await client.list(resource, namespace, metadata_only=True, labelSelector=names.warm_selector(settings.deployment))
-                await asyncio.gather(*(_delete(client, resource, item) for item in waiting["items"]))
+                await asyncio.gather(*(_delete(client, resource, item, grace=0) for item in waiting["items"]))
         for item in records["items"]:
             say(_line(item))
         longest = max((item["spec"].get("terminationGracePeriodSeconds", 30) for item in pods["items"]), default=0)
@@ -55,9 +55,17 @@ async def shut_down(settings: ElasticKernels, user: str | None, say: Callable[[s
         await client.close()
 
 
-async def _delete(client: Client, resource: str, item: Object) -> None:
+async def _delete(client: Client, resource: str, item: Object, *, grace: int | None = None) -> None:
     metadata = item["metadata"]
-    await client.delete(resource, metadata["namespace"], metadata["name"], uid=metadata["uid"])
+    await client.delete(resource, metadata["namespace"], metadata["name"], grace=grace, uid=metadata["uid"])
+
+
+def _grace(pod: Object) -> int | None:
+    """Return the seconds that a pod has to end, None for those that it says itself.
+
+    One that never ran needs none, and its kubelet would first wait for its record, which goes as well, for two minutes.
+    """
+    return 0 if pod["status"].get("phase") == "Pending" else None
 
 
 def _line(item: Object) -> str:

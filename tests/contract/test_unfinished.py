@@ -231,7 +231,9 @@ async def test_what_runs_and_never_answers(backend: Backend, tmp_path: Path) -> 
 
 
 async def has_starts(backend: Backend, kernel: str, starts: list[str]) -> bool:
-    return [item["metadata"]["annotations"]["elastic-kernels/start"] for item in await backend.pods(kernel)] == starts
+    """Tell whether these are the starts of a kernel whose pods are there to stay: a kubelet may take ten seconds to let one go."""
+    staying = [item["metadata"] for item in await backend.pods(kernel) if not item["metadata"].get("deletionTimestamp")]
+    return [metadata["annotations"]["elastic-kernels/start"] for metadata in staying] == starts
 
 
 @pytest.mark.embedded
