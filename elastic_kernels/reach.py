@@ -76,18 +76,13 @@ def next_start(pods: Iterable[Object], after: int) -> int:
 
     A later one that is not over is what somebody else has made of the same wish.
     """
-    over = [start_of(pod) for pod in pods if is_over(pod)]
+    over = [start_of(pod) for pod in pods if status.is_over(pod)]
     return max([after, *over]) + 1
 
 
 def ports_of_start(number: int) -> int:
     """Return the index of a start's port set, another than the one before: Jupyter Server tells by its ports that it is another."""
     return (number - 1) % len(record.PORT_SETS)
-
-
-def is_over(pod: Object) -> bool:
-    """Tell whether a pod has ended, or has to."""
-    return bool(pod["metadata"].get("deletionTimestamp")) or status.has_ended(pod)
 
 
 def is_leaving(cluster: Cluster, pod: Object) -> bool:

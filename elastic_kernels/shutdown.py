@@ -63,7 +63,8 @@ async def _delete(client: Client, resource: str, item: Object, *, grace: int | N
 def _grace(pod: Object) -> int | None:
     """Return the seconds that a pod has to end, None for those that it says itself.
 
-    One that never ran needs none, and its kubelet would first wait for its record, which goes as well, for two minutes.
+    One that does not run, as far as its kubelet has said, needs none, and the kubelet may look for its record, which goes as well,
+    for more than a minute before it lets the pod go.
     """
     return 0 if pod["status"].get("phase") == "Pending" else None
 

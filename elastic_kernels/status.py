@@ -146,6 +146,11 @@ def has_ended(pod: Object) -> bool:
     return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed") or exit_code(pod) is not None
 
 
+def is_over(pod: Object) -> bool:
+    """Tell whether a pod has ended, or is on its way out."""
+    return bool(pod["metadata"].get("deletionTimestamp")) or has_ended(pod)
+
+
 def begun(pod: Object) -> str:
     """Return when a pod began to be its kernel, as the API writes it: one that waited before has run for longer. Empty if it has not."""
     claimed = (pod["metadata"].get("annotations") or {}).get(names.CLAIMED)

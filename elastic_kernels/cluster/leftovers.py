@@ -80,8 +80,8 @@ class Leftovers:
 
     def _is_suspect(self, item: Object) -> bool:
         metadata = item["metadata"]
-        is_over = bool(metadata.get("deletionTimestamp")) or status.has_ended(item)
-        return metadata["uid"] not in self._told and not is_over and not self._is_starting(metadata["labels"].get(names.KERNEL_ID, ""))
+        is_starting = self._is_starting(metadata["labels"].get(names.KERNEL_ID, ""))
+        return metadata["uid"] not in self._told and not status.is_over(item) and not is_starting
 
     async def _ask(self, item: Object) -> None:
         """See whether a pod still waits to be told, and end it with its record if it does."""

@@ -96,7 +96,7 @@ class Health:
         if kernel.execution_state == "dead":
             self._note(kernel_id, kernel, known, Status(Phase.FAILED, kernel.reason, hopeless=True, cause=known.cause))
             latest = reach.latest(pods)
-            is_gone = current is None and (latest is None or reach.is_over(latest))
+            is_gone = current is None and (latest is None or status.is_over(latest))
             if is_gone and kernel.reason and not obituary(item) and cluster.pods.is_fresh:
                 # its pod, which would say so, is gone
                 self._begin(kernel_id, mark(cluster, item, kernel.reason))
@@ -199,7 +199,7 @@ class Health:
         if not cluster.pods.is_fresh:
             # it is said later: see ``look``
             return
-        if latest is None or reach.is_over(latest) or reach.is_leaving(cluster, latest):
+        if latest is None or status.is_over(latest) or reach.is_leaving(cluster, latest):
             await mark(cluster, item, sentence)
 
     def revived(self, cluster: Cluster, kernel_id: str) -> None:

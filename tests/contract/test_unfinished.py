@@ -60,6 +60,21 @@ def begin(running: Gateway, path: str, body: Any = None) -> asyncio.Future[Any]:
     return asyncio.ensure_future(running.request("POST", path, body, headers=ANA))
 
 
+async def begun(running: Gateway, seconds: int) -> str:
+    """Start a kernel that has so much time for each of its starts, and return its id."""
+    wanted = {"name": "small", "env": {"KERNEL_LAUNCH_TIMEOUT": str(seconds)}}
+    status, body = await running.request("POST", "/api/kernels", wanted, headers=ANA)
+    assert status == 201, body
+    return str(body["id"])
+
+
+def deletes_late(backend: Backend, **deletion: Any) -> Fault:
+    """Have this happen to the second pod that is deleted, which is a restart's; the first is the old one."""
+    assert backend.embedded is not None
+    backend.embedded.faults.add(verb="delete", resource="pods", times=1)
+    return backend.embedded.faults.add(verb="delete", resource="pods", times=1, **deletion)
+
+
 async def without_machine(backend: Backend, *kernels: str) -> bool:
     """Tell whether the scheduler has found no machine for the latest pods of these kernels."""
     waiting = {
@@ -184,9 +199,7 @@ async def test_what_nobody_waits_for_any_more(backend: Backend, room: Any, tmp_p
     """A restart leaves a dead kernel that says why; of a start, which nobody has seen, nothing is left, and its user has the slot back."""
     unseen = str(uuid.uuid4())
     async with gateway(backend, tmp_path / "one") as one, gateway(backend, tmp_path / "two") as two:
-        status, body = await one.request("POST", "/api/kernels", {"name": "small", "env": {"KERNEL_LAUNCH_TIMEOUT": "12"}}, headers=ANA)
-        assert status == 201, body
-        kernel = body["id"]
+        kernel = await begun(one, 12)
         await room(False)
         restart = begin(one, f"/api/kernels/{kernel}/restart")
         first = begin(one, "/api/kernels", {"name": "small", "env": {"KERNEL_ID": unseen, "KERNEL_LAUNCH_TIMEOUT": "12"}})
@@ -241,14 +254,10 @@ async def test_a_restart_that_is_given_up_leaves_a_dead_kernel_everywhere(backen
     """Also while the API server takes its time to delete the pod that came to nothing."""
     assert backend.embedded is not None
     async with gateway(backend, tmp_path / "one") as one, gateway(backend, tmp_path / "two") as two:
-        status, body = await one.request("POST", "/api/kernels", {"name": "small", "env": {"KERNEL_LAUNCH_TIMEOUT": "5"}}, headers=ANA)
-        assert status == 201, body
-        kernel = body["id"]
+        kernel = await begun(one, 5)
         assert await listed(two) == {kernel}
         await room(False)
-        # the first deletion is the old pod's
-        backend.embedded.faults.add(verb="delete", resource="pods", times=1)
-        backend.embedded.faults.add(verb="delete", resource="pods", times=1, delay=4.0)
+        deletes_late(backend, delay=4.0)
         status, body = await one.request("POST", f"/api/kernels/{kernel}/restart", headers=ANA)
         assert status == 504, body
         reason = f"it could not be started again: {body['message']}"
@@ -273,14 +282,10 @@ async def test_what_one_gateway_gives_up_is_not_ended_once_another_has_joined_it
     """It is everybody's kernel then, also where the start had been given up before, and could not be ended at once."""
     assert backend.embedded is not None
     async with gateway(backend, tmp_path / "one") as one, gateway(backend, tmp_path / "two") as two:
-        status, body = await one.request("POST", "/api/kernels", {"name": "small", "env": {"KERNEL_LAUNCH_TIMEOUT": "5"}}, headers=ANA)
-        assert status == 201, body
-        kernel = body["id"]
+        kernel = await begun(one, 5)
         assert await listed(two) == {kernel}
         await room(False)
-        # the first deletion is the old pod's
-        backend.embedded.faults.add(verb="delete", resource="pods", times=1)
-        late = backend.embedded.faults.add(verb="delete", resource="pods", times=1, **deletion)
+        late = deletes_late(backend, **deletion)
         assert (await one.request("POST", f"/api/kernels/{kernel}/restart", headers=ANA))[0] == 504
         await until(lambda: has_happened(late), "the pod to be given up")
         again = begin(two, f"/api/kernels/{kernel}/restart")
@@ -302,9 +307,7 @@ async def test_whoever_comes_too_late_to_join_ends_what_it_creates_instead(backe
     """It has seen the pod of the other gateway's restart, and that is on its way out before it is joined."""
     assert backend.embedded is not None
     async with gateway(backend, tmp_path / "one") as one, gateway(backend, tmp_path / "two") as two:
-        status, body = await one.request("POST", "/api/kernels", {"name": "small", "env": {"KERNEL_LAUNCH_TIMEOUT": "12"}}, headers=ANA)
-        assert status == 201, body
-        kernel = body["id"]
+        kernel = await begun(one, 12)
         assert await listed(two) == {kernel}
         first = await restart_without(room, backend, one, kernel)
         # the second one is to have time left once the first one has been given up ...
