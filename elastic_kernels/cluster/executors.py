@@ -78,7 +78,7 @@ class Executors:
     def _has_driver(self, executor: Object) -> bool:
         driver = _driver(executor)
         pod = self._drivers.get(driver)
-        return not self._is_ending(driver) and pod is not None and "deletionTimestamp" not in pod["metadata"] and not status.has_ended(pod)
+        return not self._is_ending(driver) and pod is not None and not status.is_over(pod)
 
     async def _delete(self, executor: Object, grace: int) -> None:
         metadata = executor["metadata"]
