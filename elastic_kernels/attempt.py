@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
@@ -15,7 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any, Final
 
-from elastic_kernels import homes, last_words, names, patience, pod, reach, record, slots, status, unbound
+from elastic_kernels import homes, last_words, names, patience, pod, quotas, reach, record, slots, status, unbound
 from elastic_kernels.cluster import Cluster, Key, Object, RecordRef
 from elastic_kernels.errors import ClusterError, HomeError, LaunchError, NotFoundError
 from elastic_kernels.profiles import Profile
@@ -34,8 +33,6 @@ _SLOW: Final = 2.0
 _LOOK_AGAIN: Final = 1.0
 # Between two looks for what only another gateway is told.
 _TOLD: Final = 0.5
-# A record that has no pod for longer is nobody's (see the sweeper).
-_QUOTA_SECONDS: Final = 20.0
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ class Attempt:
         """What pods that this attempt has created say of it."""
         self._awaited = ""
         """Since when another gateway's pod is waited for here, as is written on it."""
-        self._room_until = 0.0
+        self._quotas = quotas.Wait(cluster.pods, self.start.note)
 
     async def run(
         self, asked: Record, spot: pod.Spot, connect: Connect, arguments: Mapping[str, str], home_claims: str, again: Again | None
@@ -152,7 +149,7 @@ class Attempt:
                     joined = await self._join(self._key) if error.code in (403, 409) else None
                     if joined is not None:
                         return joined, start
-                if await self._has_room_by_and_by(error):
+                if await self._quotas.may_ask_again(error):
                     continue
                 if error.code != 409 or number is None:
                     raise
@@ -177,22 +174,6 @@ class Attempt:
                     raise
                 # a gateway that may not patch pods does without
                 return found
-
-    async def _has_room_by_and_by(self, refusal: ClusterError) -> bool:
-        """Wait a moment, if a quota is used up and others may give theirs back: after a restart, the pod that was."""
-        loop = asyncio.get_running_loop()
-        refused = status.refused(str(refusal))
-        if refused.hopeless or loop.time() > (self._room_until or math.inf):
-            return False
-        self._room_until = self._room_until or loop.time() + _QUOTA_SECONDS
-        self.start.note(refused)
-        gone = asyncio.Event()
-        self._cluster.pods.observe(gone.set)
-        try:
-            await patience.happens(gone, _LOOK_AGAIN)
-        finally:
-            self._cluster.pods.unobserve(gone.set)
-        return True
 
     async def _manifest(self, kept: Record, start: pod.Launch, spot: pod.Spot) -> Object:
         """Return the pod's manifest: without the home volume if the pod cannot run where that is, and the profile lets it go."""
