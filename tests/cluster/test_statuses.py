@@ -83,7 +83,7 @@ async def test_a_quota_is_waited_for_and_then_said(backend: Backend, gateway: Ga
         assert (await second)[0] == 201
         # a restart needs a place for the new pod while the old one ends
         assert (await gateway.request("POST", f"/api/kernels/{kernel_id}/restart", headers=ANA))[0] == 200
-    # Kubernetes may miscount what begins at the very moment at which something else ends, so it counts once more
+    # counted once more, as the old pod may have ended just when the new one was let in
     async with quota(backend, "400Mi"):
         assert (await refused(gateway, "small")).startswith(
             "The cluster refused the kernel 'Small': the quota 'kernels' of its namespace has no room for it "
