@@ -28,8 +28,9 @@ from elastic_kernels.warm import claim
 
 log = logging.getLogger(__name__)
 
-# A pod that runs by then, as most do, never has its events watched.
-_SLOW: Final = 2.0
+# A pod that runs by then, as most do, never has its events watched. What does not exist is certain by then (see ``status``), and
+# users are to know that within two seconds.
+_SLOW: Final = 1.5
 _LOOK_AGAIN: Final = 1.0
 # Between two looks for what only another gateway is told.
 _TOLD: Final = 0.5

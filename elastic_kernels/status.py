@@ -80,7 +80,8 @@ _PULL_REASONS: Final = ("ErrImagePull", "ImagePullBackOff", "RegistryUnavailable
 _PULL_ATTEMPTS: Final = 2
 # What does not exist may merely not be seen yet: a kubelet looks again within a second, the scheduler's copy is as quick.
 _LOOKS: Final = 2
-_LOOK_SECONDS: Final = 2.0
+# ... by the API's time, which has no fractions: up to a second less has passed
+_LOOK_SECONDS: Final = 1.25
 # Reasons of pods that a kubelet would not take (it looks at them once more than the scheduler does).
 _NOT_TAKEN: Final = ("UnexpectedAdmissionError", "NodeAffinity", "NodeSelectorMismatching", "TopologyAffinityError", "NodePorts", "OutOf")
 # Reasons of containers that a runtime could not start.

@@ -122,18 +122,18 @@ async def test_a_start_that_cannot_succeed(
     gateway: Gateway, kubernetes: Witness, figure: Figure, name: str, kind: str, fact: Callable[[Object], bool], sentence: str
 ) -> None:
     since = time.monotonic()
-    _, launch = begin(gateway, name)
+    kernel, launch = begin(gateway, name)
     status, body = await launch
     answered = time.monotonic()
     assert (status, body["message"].startswith(f"The kernel '{name}' cannot start: {sentence}")) == (500, True), body
-    on_time(figure, f"start of {name!r}", await kubernetes.first(kind, fact, since), answered, "the launch's answer")
+    on_time(figure, f"start of {name!r}", await kubernetes.first(kind, fact, since, kernel), answered, "the launch's answer")
 
 
 async def test_a_start_that_waits_for_a_machine(gateway: Gateway, kubernetes: Witness, figure: Figure) -> None:
     since = time.monotonic()
     kernel, launch = begin(gateway, "huge")
     said, body = await told(gateway, kernel, ANA, "no machine fits it so far: not enough memory is free")
-    knew = await kubernetes.first("pods", lambda item: "Unschedulable" in str(item["status"]), since)
+    knew = await kubernetes.first("pods", lambda item: "Unschedulable" in str(item["status"]), since, kernel)
     assert (body["phase"], body["hopeless"]) == ("scheduling", False)
     on_time(figure, "unschedulable", knew, said)
     launch.cancel()
@@ -168,7 +168,7 @@ async def test_a_kernel_that_ends(
         telling = asyncio.ensure_future(told(gateway, kernel, ANA, sentence))
         await channels.send("shell", "execute_request", {"code": code, "silent": False, "allow_stdin": False})
         heard = await hears(channels, sentence)
-    knew = await kubernetes.first("pods", lambda item: fact in state(item), since)
+    knew = await kubernetes.first("pods", lambda item: fact in state(item), since, kernel)
     on_time(figure, fact, knew, (await telling)[0])
     on_time(figure, fact, knew, heard, "the cell")
     await stop(gateway, kernel)
@@ -182,13 +182,13 @@ async def test_a_taint_that_drives_kernels_away(backend: Backend, gateway: Gatew
         hearing = asyncio.ensure_future(hears(channels, "its machine is closed to it by a taint"))
         async with connected(backend.kubeconfig) as core, tainted(core, "example.com/repair", "NoExecute"):
             said, _ = await told(gateway, kernel, ANA, "it is being ended: its machine is closed to it by a taint")
-            knew = await kubernetes.first("pods", lambda item: "deletionTimestamp" in item["metadata"], since)
+            knew = await kubernetes.first("pods", lambda item: "deletionTimestamp" in item["metadata"], since, kernel)
             # the notice comes first
             on_time(figure, "eviction by a taint", knew, await hearing, "the cell")
             on_time(figure, "eviction by a taint", knew, said)
             # the cell has ended with the SIGTERM by then
             heard = await hears(channels, "{'execution_state': 'dead'}")
-            gone = await kubernetes.first("pods", lambda item: not item["status"] or "terminated" in state(item), since)
+            gone = await kubernetes.first("pods", lambda item: not item["status"] or "terminated" in state(item), since, kernel)
             on_time(figure, "the end of an evicted pod", gone, heard, "the kernel's websocket")
     _, model = await gateway.request("GET", f"/api/kernels/{kernel}", headers=ANA)
     assert (model["execution_state"], model["reason"]) == ("dead", "its machine is closed to it by a taint")
@@ -239,8 +239,7 @@ async def test_a_machine_that_is_lost(backend: Backend, gateway: Gateway, kubern
             )
             # the cluster takes the pods of such a node away in its own time
             heard = await hears(channels, "The kernel is dead: its machine no longer exists.", 120)
-            name = pods[kept]["metadata"]["name"]
-            ended = await kubernetes.first("pods", lambda item: item["metadata"]["name"] == name and not item["status"], since)
+            ended = await kubernetes.first("pods", lambda item: not item["status"], since, kept)
             figure(f"the pods of a node that was deleted: Kubernetes takes them away after {ended - since:.0f} s")
             on_time(figure, "the end of its pods", ended, heard, "the cell")
         finally:

@@ -30,13 +30,17 @@ class Witness:
         self.seen.append((time.monotonic(), kind, item))
         self._changed.set()
 
-    async def first(self, kind: str, fact: Callable[[Object], bool], after: float, seconds: float = 60.0) -> float:
-        """Return when the fact was first seen in an object of this kind, ``after`` a moment; wait for it if it has not been yet."""
+    async def first(self, kind: str, fact: Callable[[Object], bool], after: float, kernel: str = "", seconds: float = 60.0) -> float:
+        """Return when the fact was first seen in an object of this kind, ``after`` a moment; wait for it if it has not been yet.
+
+        With the id of a ``kernel``, only its pods count, and their events.
+        """
         end = time.monotonic() + seconds
         while True:
             self._changed.clear()
             for moment, seen, item in self.seen:
-                if seen == kind and moment >= after and fact(item):
+                # the names of pods carry the beginning of the id, and those of events begin with their pod's
+                if seen == kind and moment >= after and kernel[:8] in item["metadata"]["name"] and fact(item):
                     return moment
             await asyncio.wait_for(self._changed.wait(), end - time.monotonic())
 
