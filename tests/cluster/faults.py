@@ -104,14 +104,14 @@ def _is_usable(node: Any) -> bool:
 async def quota(backend: Backend, memory: str) -> AsyncIterator[None]:
     """Let all pods of the namespace have so much memory together, by a quota that is called 'kernels', as soon as that is counted.
 
-    Nothing ends meanwhile: Kubernetes may leave a pod out that it lets in at that moment.
+    It begins when no kernel is on its way out, as Kubernetes may leave out of its count what it lets in when something else ends.
     """
+
+    async def nothing_ends() -> bool:
+        return not any("deletionTimestamp" in item["metadata"] for item in await backend.pods())
+
+    await until(nothing_ends, "the kernels that end to be gone")
     async with connected(backend.kubeconfig) as core:
-
-        async def nothing_ends() -> bool:
-            return not [pod for pod in (await core.list_namespaced_pod(backend.namespace)).items if pod.metadata.deletion_timestamp]
-
-        await until(nothing_ends, "the pods that end to be gone")
         await core.create_namespaced_resource_quota(
             backend.namespace, {"metadata": {"name": "kernels"}, "spec": {"hard": {"limits.memory": memory}}}
         )
