@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 _QUESTION: Final = "kernel_info_request"
 _WELCOME: Final = "iopub_welcome"
 _STATUS: Final = b'"status"'
+# A kernel's first word. Its answer on the shell channel may overtake it, and nothing takes it back.
+_BEGINS: Final = "starting"
 _HEADER: Final = 1
 _PARENT: Final = 2
 _CONTENT: Final = 4
@@ -117,6 +119,6 @@ def note(kernel: Any, header: dict[str, Any], parent: dict[str, Any], content: C
         kernel.is_known = True
         kernel.executing = None if is_over else parent
         kernel.execution_state = state
-    elif kernel.is_known and kernel.executing is None and parent.get("msg_type") != _QUESTION:
+    elif kernel.is_known and kernel.executing is None and parent.get("msg_type") != _QUESTION and state != _BEGINS:
         # one that is merely asked is not busy: who connects to it then would not be waited for, and lose the first of its output
         kernel.execution_state = state

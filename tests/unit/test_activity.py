@@ -38,6 +38,9 @@ def heard(*messages: Message, is_known: bool = True, state: str = "idle") -> tup
         ([("busy", CELL), ("stream", CELL), ("idle", CELL)], ("idle", None)),
         # an answer on the control channel while a cell runs
         ([("busy", CELL), ("busy", INFO), ("idle", INFO)], ("busy", "cell")),
+        # its first word, which its answer on the shell channel has overtaken
+        ([("starting", {})], ("idle", None)),
+        ([("starting", {}), ("busy", CELL)], ("busy", "cell")),
         # who is asked how it is has nothing to do
         ([("busy", INFO)], ("idle", None)),
         ([("busy", INFO), ("idle", INFO)], ("idle", None)),
