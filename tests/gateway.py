@@ -48,6 +48,12 @@ class Reply:
                 parts.append(content["data"]["text/plain"])
         return "".join(parts)
 
+    @property
+    def result(self) -> str:
+        """The plain text of what it returned, whatever else was said: what is to be said of a kernel goes to the cell that runs."""
+        results = [message["content"]["data"] for message in self.published if message["msg_type"] == "execute_result"]
+        return "".join(data["text/plain"] for data in results)
+
 
 class Channels:
     """One websocket to a kernel, as JupyterLab opens it."""

@@ -252,7 +252,7 @@ class User:
             await asyncio.sleep(0.5)
 
     async def cell(self, kernel: Kernel) -> None:
-        code = f"x = globals().get('x', {UNDEFINED}) + 1; print(x)"
+        code = f"x = globals().get('x', {UNDEFINED}) + 1; x"
         reply = await self.execute(kernel, code)
         after = {value + 1 for value in kernel.values}
         if reply is None:
@@ -262,8 +262,8 @@ class User:
 
     def _check(self, kernel: Kernel, reply: Reply, expected: set[int]) -> None:
         is_killed = kernel.identity in self._soak.killed
-        if reply.status == "ok" and (int(reply.text) in expected or is_killed):
-            kernel.values = {int(reply.text)}
+        if reply.status == "ok" and (int(reply.result) in expected or is_killed):
+            kernel.values = {int(reply.result)}
             kernel.may_go = False
         elif not (is_killed or (kernel.may_go and reply.content.get("ename") == "DeadKernel")):
             self._soak.fail(f"{self.name}: {kernel.identity} says {reply.content} {reply.text!r} in place of one of {expected}")

@@ -209,9 +209,9 @@ async def test_a_machine_that_comes_back(backend: Backend, gateway: Gateway, kub
             assert (body["phase"], body["hopeless"]) == ("unreachable", False)
             on_time(figure, "a silent kubelet", await kubernetes.first("nodes", is_unheard, since), said)
             # whom Kubernetes does not hear still works
-            assert (await channels.execute("x")).text == "42"
+            assert (await channels.execute("x")).result == "42"
         await told(gateway, kernel, ANA, "it is ready")
-        assert (await channels.execute("x")).text == "42"
+        assert (await channels.execute("x")).result == "42"
     await stop(gateway, kernel)
 
 
