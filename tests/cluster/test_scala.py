@@ -144,6 +144,26 @@ async def test_an_interrupt_ends_whatever_a_cell_does(gateway: Gateway, kernel: 
     assert (await channels.execute("spark.range(3).count()")).text == "3"
 
 
+async def test_what_looks_for_classes_does_not_disturb_the_compiler(channels: Channels) -> None:
+    """As Spark does on threads of its own, for a job that goes on or was just interrupted."""
+    look = """
+val loader = Thread.currentThread.getContextClassLoader
+val looking = new Thread(() => while (!Thread.interrupted()) try loader.loadClass("Nobody") catch { case _: ClassNotFoundException => })
+looking.setDaemon(true)
+looking.start()
+"""
+    assert (await channels.execute(look, seconds=SLOW)).status == "ok"
+    try:
+        for number in range(40):
+            code = f"case class Point{number}(x: Int) {{ def plus = {number} + x }}\nSeq(Point{number}(1)).map(_.plus).sum"
+            reply = await channels.execute(code)
+            assert reply.result == str(number + 1), reply.content
+        found = await channels.execute('Seq("Point7.class", "Point7$.class", "Nobody.class").map(loader.getResourceAsStream(_) != null)')
+        assert found.result == "List(true, true, false)", found.content
+    finally:
+        await channels.execute("looking.interrupt()")
+
+
 async def test_what_was_sent_after_a_failing_cell_is_not_run(channels: Channels) -> None:
     content = {"silent": False, "stop_on_error": True, "allow_stdin": False}
     sent = [

@@ -50,10 +50,7 @@ final class Cell(group: ThreadGroup, val number: Int, body: () => Map[String, St
         pause = Cell.AgainMillis
         millis += pause
         if (stops == Cell.MaxStops) ended.countDown()
-        else if (isStoppable || millis > Cell.StopMillis) {
-          Cell.kill(this)
-          stops += 1
-        }
+        else if (isStopped(anywhere = millis > Cell.StopMillis)) stops += 1
       }
       // what the code began between the first call and its end
       cancel()
@@ -72,8 +69,15 @@ final class Cell(group: ThreadGroup, val number: Int, body: () => Map[String, St
     if (depth == 0) Thread.interrupted()
   }
 
+  // under the lock, without which the thread could leave the user's code meanwhile
+  private def isStopped(anywhere: Boolean): Boolean = lock.synchronized {
+    val may = anywhere || isStoppable
+    if (may) Cell.kill(this)
+    may
+  }
+
   /** Not while a class is loaded or initialized, which would be unusable for ever; nor in the compiler, with half of its tables written. */
-  private def isStoppable: Boolean = lock.synchronized(depth > 0) && !getStackTrace.exists { frame =>
+  private def isStoppable: Boolean = depth > 0 && !getStackTrace.exists { frame =>
     val name = frame.getClassName
     (frame.getMethodName == "<clinit>" && !name.startsWith("$line")) || Cell.Delicate.exists(name.startsWith(_))
   }

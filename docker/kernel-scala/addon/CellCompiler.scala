@@ -1,11 +1,14 @@
 // in this package because the compiler shares the steps of an interpretation only within it
 package scala.tools.nsc.interpreter
 
+import java.util.concurrent.ConcurrentHashMap
+
 import scala.tools.nsc.Settings
 import scala.tools.nsc.util.Exceptional.unwrap
 
 /** Scala's interpreter with its steps apart, because each of them can fail in a way of its own: parse, compile, run. */
 class CellCompiler(settings: Settings, out: JPrintWriter) extends IMain(settings, out) {
+  private val classFiles = new ConcurrentHashMap[String, String]
 
   /** Whether code parses, needs more lines, or neither; empty code and mere comments have no statements. */
   def parsed(code: String): CodeState = beSilentDuring {
@@ -28,13 +31,10 @@ class CellCompiler(settings: Settings, out: JPrintWriter) extends IMain(settings
     override lazy val isCompiled: Boolean = withLabel(label)(request.compile)
 
     override def run(): Either[Throwable, String] = classLoader.asContext {
-      request.lineRep.callEither(naming.sessionNames.print) match {
-        case Right(text) =>
-          recordRequest(request)
-          Right(String.valueOf(text))
-        case Left(thrown) => Left(unwrap(thrown))
-      }
+      request.lineRep.callEither(naming.sessionNames.print).left.map(unwrap).right.map(String.valueOf)
     }
+
+    override def keep(): Unit = recordRequest(request)
 
     override def resultName: Option[String] =
       if (request.originalLine eq request.line) None else request.handlers.lastOption.flatMap(_.definesTerm).map(_.decoded.trim)
@@ -45,6 +45,20 @@ class CellCompiler(settings: Settings, out: JPrintWriter) extends IMain(settings
       val at = resultName.map(name => request.line.take(request.line.lastIndexOf(s"val $name =\n")).count(_ == '\n') + 1)
       CellLines(before, at.getOrElse(Int.MaxValue), inserted)
     }
+  }
+
+  /** Where the class is that a cell gave this name. Whatever thread looks for a class that is not there asks this, such as Spark's while
+    * they compile a query: it must not take the compiler, as the original does, because another thread may be compiling a cell.
+    */
+  override def translateSimpleResource(path: String): Option[String] = Option(classFiles.get(path))
+
+  override def recordRequest(request: Request): Unit = {
+    super.recordRequest(request)
+    for {
+      name <- global.exitingTyper(request.defines.map(_.name.encoded))
+      path <- Seq(s"$name.class", s"$name$$.class")
+      file <- super.translateSimpleResource(path)
+    } classFiles.put(path, file)
   }
 
   /** A module of the cells' is one that this has compiled; what runs is asked only after that, because reflection begins slowly. */
@@ -63,8 +77,11 @@ trait PreparedCode {
   /** Whether it compiles; false with the errors printed. */
   def isCompiled: Boolean
 
-  /** Runs it and returns what the interpreter would print; its definitions count from then on. */
+  /** Runs it and returns what the interpreter would print. */
   def run(): Either[Throwable, String]
+
+  /** Has its definitions count from now on. */
+  def keep(): Unit
 
   /** The name that the interpreter gave to the value of the last expression, if it is one. */
   def resultName: Option[String]

@@ -62,12 +62,9 @@ class CellInterpreter(config: Config) extends ScalaInterpreter(config) {
     compile(code, label).fold(Map.empty[String, String]) { prepared =>
       val warnings = printed()
       if (warnings.nonEmpty && !silent) Console.err.println(located(warnings))
-      Cell.userCode {
-        prepared.run() match {
-          case Right(text)  => if (silent) Map.empty else display(text, prepared.resultName)
-          case Left(thrown) => throw thrown
-        }
-      }
+      val text = Cell.userCode(prepared.run()).fold(throw _, identity)
+      prepared.keep()
+      if (silent) Map.empty else Cell.userCode(display(text, prepared.resultName))
     }
   }
 
