@@ -169,4 +169,12 @@ CELLS = [
         shows="fine = 1Output WILL be truncated.\n",
     ),
     ok('val text = """\n%not a magic"""\ntext.length', 'text = \n"\n%not a magic"13'),
+    # a class and its Dataset
+    ok("case class Row1(n: Int)\nSeq(Row1(1), Row1(2)).toDS.map(row => Row1(row.n + 1)).collect().map(_.n).sum", "defined class Row15"),
+    ok(
+        "case class Row2(n: Int)\nSeq(Row2(1), Row2(3)).toDS.groupByKey(_.n % 2).mapGroups((_, rows) => rows.map(_.n).sum).collect().sum",
+        "defined class Row24",
+    ),
+    bad("case class Row3(n: Int)\n\nval wrong: Row3 = 1\nwrong", "CompileError", "type mismatch; (cell 85:3)", "val wrong: Row3 = 1"),
+    bad("case class Row4(n: Int)\nval fourth = Row4(4)\n\nfourth.n / 0", "java.lang.ArithmeticException", "/ by zero", "at (cell 86:4)"),
 ]

@@ -133,15 +133,71 @@ def wrong(cell: Cell, reply: Reply, order: list[str]) -> str:
 )
 async def test_an_interrupt_ends_whatever_a_cell_does(gateway: Gateway, kernel: str, channels: Channels, code: str) -> None:
     assert (await channels.execute("sc.version", seconds=SLOW)).status == "ok"
-    cell = await channels.send("shell", "execute_request", {"code": f'println("begun")\n{code}', "silent": False, "allow_stdin": False})
+    assert await interrupted(gateway, kernel, channels, f'println("begun")\n{code}') == "The cell was interrupted."
+    assert (await channels.execute("spark.range(3).count()")).text == "3"
+
+
+async def test_an_interrupt_of_what_nothing_can_interrupt_says_so(gateway: Gateway, kernel: str, channels: Channels) -> None:
+    assert (await channels.execute("val server = new java.net.ServerSocket(0)", seconds=SLOW)).status == "ok"
+    said = await interrupted(gateway, kernel, channels, 'println("begun")\nserver.accept()')
+    assert said.startswith("The cell was interrupted, but waits in sun.nio.ch.Net.")
+    assert said.endswith(", which nothing can interrupt, and ends when that returns: or restart the kernel.")
+    assert (await channels.execute("server.close()")).status == "ok"
+
+
+async def test_an_interrupt_ends_jobs_of_the_cell_that_starts_spark(gateway: Gateway) -> None:
+    kernel = await gateway.start("scala")
+    async with gateway.channels(kernel) as channels:
+        code = 'Seq(1).toDF("n").as[Int].map { n => println("begun"); Thread.sleep(60000); n }.count()'
+        assert await interrupted(gateway, kernel, channels, code) == "The cell was interrupted."
+        left = "while (sc.statusTracker.getActiveJobIds.nonEmpty) Thread.sleep(50)\nspark.range(3).count()"
+        assert (await channels.execute(left, seconds=30)).text == "3"
+    await gateway.stop(kernel)
+
+
+async def interrupted(gateway: Gateway, kernel: str, channels: Channels, code: str) -> str:
+    """Interrupt a cell as soon as it prints something, and return what it says of that, in time."""
+    cell = await channels.send("shell", "execute_request", {"code": code, "silent": False, "allow_stdin": False})
     while (message := await channels.receive())["msg_type"] != "stream" or message["parent_header"].get("msg_id") != cell:
         pass
     begin = time.monotonic()
     assert (await gateway.request("POST", f"/api/kernels/{kernel}/interrupt"))[0] == 204
     reply = await asyncio.wait_for(channels.finish(cell), 30)
     assert time.monotonic() - begin < INTERRUPT_SECONDS
-    assert (reply.content["ename"], reply.content["evalue"]) == ("Interrupted", "The cell was interrupted.")
-    assert (await channels.execute("spark.range(3).count()")).text == "3"
+    assert reply.content["ename"] == "Interrupted"
+    return str(reply.content["evalue"])
+
+
+async def test_a_session_that_cannot_start_is_an_error_each_time_and_can_be_had_later(gateway: Gateway) -> None:
+    kernel = await gateway.start("scala")
+    async with gateway.channels(kernel) as channels:
+        # one that is loaded already, and by another name, is an error that Java takes for the end of a thread
+        await channels.execute('class Listener\nnew Listener\nsys.props("spark.extraListeners") = "Listener"', seconds=SLOW)
+        for _ in range(2):
+            reply = await channels.execute("spark.version", seconds=SLOW)
+            assert reply.content["ename"] in ("java.lang.LinkageError", "java.lang.NoClassDefFoundError"), reply.content
+        assert (await channels.execute('sys.props -= "spark.extraListeners"\nspark.range(3).count()', seconds=SLOW)).result == "3"
+    await gateway.stop(kernel)
+
+
+async def test_what_is_asked_meanwhile_is_answered_when_the_cell_is_over(channels: Channels) -> None:
+    """Whoever connects to a kernel asks it, to know whether it is busy."""
+    asked = [
+        await channels.send("shell", "execute_request", {"code": "Thread.sleep(2000)", "silent": False, "allow_stdin": False}),
+        await channels.send("shell", "kernel_info_request", {}),
+        await channels.send("shell", "comm_info_request", {}),
+    ]
+    answered: list[str] = []
+    idle: list[str] = []
+    while len(answered) < len(asked) or len(idle) < len(asked):
+        message = await channels.receive()
+        parent = message["parent_header"].get("msg_id")
+        if parent in asked and message["channel"] == "shell":
+            answered.append(parent)
+        elif parent in asked and message["content"].get("execution_state") == "idle":
+            idle.append(parent)
+    assert answered == asked
+    assert idle == asked
 
 
 async def test_what_looks_for_classes_does_not_disturb_the_compiler(channels: Channels) -> None:

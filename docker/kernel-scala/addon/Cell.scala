@@ -29,10 +29,16 @@ final class Cell(group: ThreadGroup, val number: Int, body: () => Map[String, St
     (outcome, interruptedAt) match {
       case (Some(Right(data)), _) => Right(data)
       case (Some(_), Some(where)) => interrupted("The cell was interrupted.", where)
-      case (None, Some(where))    => interrupted(if (isAlive) Cell.GoesOn else "The cell was interrupted.", where)
+      case (None, Some(where))    => interrupted(if (isAlive) goesOn else "The cell was interrupted.", where)
       case (Some(failed), None)   => failed
       case (None, None)           => Left(Failure("Aborted", "The cell's thread ended without a result.", Nil))
     }
+  }
+
+  // Java can end neither what is not Java's nor what waits for a lock
+  private def goesOn: String = getStackTrace.headOption.filter(_.isNativeMethod || getState == Thread.State.BLOCKED).fold(Cell.GoesOn) { at =>
+    val call = s"${at.getClassName}.${at.getMethodName}"
+    s"The cell was interrupted, but waits in $call, which nothing can interrupt, and ends when that returns: or restart the kernel."
   }
 
   private def interrupted(sentence: String, where: Seq[String]) = Left(Failure("Interrupted", sentence, s"Interrupted: $sentence" +: where))

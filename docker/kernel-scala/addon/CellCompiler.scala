@@ -21,13 +21,21 @@ class CellCompiler(settings: Settings, out: JPrintWriter) extends IMain(settings
     }
   }
 
-  /** The request that stands for code, or None with the errors printed. Messages and stack traces show the label. */
-  def prepared(code: String, label: String): Option[PreparedCode] = {
+  /** The request that stands for code, or None with the errors printed. Messages and stack traces show the label.
+    *
+    * @param first a line that runs before code that defines classes, as a part of it
+    */
+  def prepared(code: String, label: String, first: String): Option[PreparedCode] = {
+    val lines = if (first.nonEmpty && definesClasses(code)) Seq(first) else Nil
     reporter.reset()
-    withLabel(label)(requestFromLine(code)).right.toOption.flatMap(Option(_)).map(new Compiling(_, label))
+    val request = withLabel(label)(requestFromLine((lines :+ code).mkString("\n")))
+    request.right.toOption.flatMap(Option(_)).map(new Compiling(_, label, lines.size))
   }
 
-  private class Compiling(request: Request, label: String) extends PreparedCode {
+  private def definesClasses(code: String): Boolean = beSilentDuring(parse(code).trees.exists(_.isInstanceOf[global.ClassDef]))
+
+  /** @param first how many lines of the request come before the cell's */
+  private class Compiling(request: Request, label: String, first: Int) extends PreparedCode {
     override lazy val isCompiled: Boolean = withLabel(label)(request.compile)
 
     override def run(): Either[Throwable, String] = classLoader.asContext {
@@ -43,7 +51,7 @@ class CellCompiler(settings: Settings, out: JPrintWriter) extends IMain(settings
       val before = request.lineRep.packaged(request.ObjectSourceCode.preamble).count(_ == '\n') - request.toCompute.count(_ == '\n')
       val inserted = request.line.count(_ == '\n') - request.originalLine.count(_ == '\n')
       val at = resultName.map(name => request.line.take(request.line.lastIndexOf(s"val $name =\n")).count(_ == '\n') + 1)
-      CellLines(before, at.getOrElse(Int.MaxValue), inserted)
+      CellLines(before + first, at.fold(Int.MaxValue)(_ - first), inserted)
     }
   }
 

@@ -20,6 +20,7 @@ class CellInterpreter(config: Config) extends ScalaInterpreter(config) {
   import CellInterpreter._
 
   private val linesOf = new ConcurrentHashMap[String, CellLines]
+  private val hasSpark = config.getString("spark_context_initialization_mode") != "none"
   private def compiler: CellCompiler = iMain.asInstanceOf[CellCompiler]
 
   // what SparkSubmit adds (spark.jars, spark.jars.packages) is in the loader that it sets, not in the one of this class
@@ -40,10 +41,9 @@ class CellInterpreter(config: Config) extends ScalaInterpreter(config) {
   /** Has cells find what is predefined. */
   override protected def bindVariables(): Unit = {
     CellInterpreter.kernel = kernel.asInstanceOf[Kernel]
-    val session = config.getString("spark_context_initialization_mode")
     // errors of the code before would count as errors of this
     compiler.reporter.reset()
-    val result = compiler.beQuietDuring(compiler.interpret(if (session == "none") Predefined.Imports else PredefinedWithSpark.Imports))
+    val result = compiler.beQuietDuring(compiler.interpret(if (hasSpark) PredefinedWithSpark.Imports else Predefined.Imports))
     if (result != IR.Success) throw new IllegalStateException(s"The kernel's own code fails: $lastResultOut")
     lastResultOut.reset()
   }
@@ -74,7 +74,8 @@ class CellInterpreter(config: Config) extends ScalaInterpreter(config) {
         case CodeState.Empty      => None
         case CodeState.Incomplete => throw new CellError("SyntaxError", EndsTooEarly)
         case _ =>
-          val prepared = compiler.prepared(code, label).getOrElse(throw compileError("SyntaxError"))
+          val first = if (hasSpark) PredefinedWithSpark.First else ""
+          val prepared = compiler.prepared(code, label, first).getOrElse(throw compileError("SyntaxError"))
           val isCompiled = prepared.isCompiled
           linesOf.put(label, prepared.lines)
           if (!isCompiled) throw compileError("CompileError")

@@ -17,10 +17,13 @@ object PredefinedWithSpark extends SQLImplicits with WithKernel {
        |import org.apache.spark.sql.{SQLContext, SQLImplicits, SparkSession}
        |import ${Predefined.pathOf(this)}._""".stripMargin
 
+  /** Spark makes a Dataset's rows objects of the cell's classes with what is around these, which it would find only once the cell is over. */
+  private[elastic] val First = "_root_.org.apache.spark.sql.catalyst.encoders.OuterScopes.addOuterScope(this)"
+
   def spark: SparkSession = kernel.sparkSession
   def sc: SparkContext = kernel.sparkContext
   lazy val implicits: SQLImplicits = this
-  protected override def _sqlContext: SQLContext = SparkSession.builder.getOrCreate.sqlContext
+  protected override def _sqlContext: SQLContext = spark.sqlContext
 }
 
 trait WithKernel {

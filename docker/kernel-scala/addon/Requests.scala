@@ -11,7 +11,10 @@ import play.api.libs.json.{JsObject, JsValue, Json}
 
 import scala.collection.JavaConverters._
 
-/** Answers what clients ask: what needs the interpreter one after the other, in the order in which it came, and all else at once. */
+/** Answers what clients ask, one after the other, in the order in which it came; at once only what is for the cell that runs.
+  *
+  * Whoever asks what kernel this is takes the answer for a sign that nothing runs, and the idle status that follows it.
+  */
 final class Requests(
   send: Sender,
   loader: ActorLoader,
@@ -28,10 +31,8 @@ final class Requests(
 
   /** Called on the relay's thread, for each request. */
   def apply(request: KernelMessage): Unit = request.header.msg_type match {
-    case "execute_request" | "complete_request" | "inspect_request" | "is_complete_request" | "history_request" => queue.put(request)
-    case "kernel_info_request" => answered(request)(send.reply(request, "kernel_info_reply", kernelInfo))
-    case "comm_info_request"   => answered(request)(send.reply(request, "comm_info_reply", commInfo(request)))
-    case "interrupt_request"   =>
+    case kind if Requests.InOrder(kind) => queue.put(request)
+    case "interrupt_request" =>
       interrupt()
       answered(request)(send.reply(request, "interrupt_reply", Json.obj("status" -> "ok")))
     case "shutdown_request" => shutDown(request)
@@ -83,7 +84,9 @@ final class Requests(
         val (status, indent) = quietly(("unknown", ""))(interpreter.isComplete(code))
         val more = if (status == "incomplete") Json.obj("indent" -> indent) else Json.obj()
         send.reply(request, "is_complete_reply", Json.obj("status" -> status) ++ more)
-      case "history_request" => send.reply(request, "history_reply", Json.obj("status" -> "ok", "history" -> Json.arr()))
+      case "kernel_info_request" => send.reply(request, "kernel_info_reply", kernelInfo)
+      case "comm_info_request"   => send.reply(request, "comm_info_reply", commInfo(request))
+      case "history_request"     => send.reply(request, "history_reply", Json.obj("status" -> "ok", "history" -> Json.arr()))
     }
   }
 
@@ -173,4 +176,8 @@ final class Requests(
 
 object Requests {
   private val FarewellMillis = 200L
+  private val InOrder = Set(
+    "execute_request", "complete_request", "inspect_request", "is_complete_request", "history_request", "kernel_info_request",
+    "comm_info_request"
+  )
 }

@@ -2,6 +2,7 @@ package org.apache.toree.elastic
 
 import java.util.concurrent.{ExecutionException, Executors, TimeUnit, TimeoutException}
 
+import org.apache.spark.SparkContext
 import org.apache.spark.sql.SparkSession
 
 import scala.concurrent.duration.Duration
@@ -19,6 +20,8 @@ final class Spark(mode: String, group: ThreadGroup, loader: () => ClassLoader) {
   })
   private var starting: Option[Future[SparkSession]] = None
   private var jars = Seq.empty[String]
+  /** The context that has all of them. */
+  private var informed: Option[SparkContext] = None
 
   /** The session, which this waits for; its jobs are the running cell's. */
   def session(): SparkSession = {
@@ -46,7 +49,15 @@ final class Spark(mode: String, group: ThreadGroup, loader: () => ClassLoader) {
   /** Makes jars that are on this machine known to executors: of the running session, or of the one to come. */
   def addJars(paths: Seq[String]): Unit = synchronized {
     jars ++= paths
-    alive.foreach(session => paths.foreach(session.sparkContext.addJar))
+    informed = None
+    alive.foreach(inform)
+  }
+
+  // a cell may have made its session by itself
+  private def inform(session: SparkSession): Unit = synchronized {
+    val context = session.sparkContext
+    if (!informed.contains(context)) jars.foreach(context.addJar)
+    informed = Some(context)
   }
 
   /** To be called at a cell's begin: jobs that its threads start can be cancelled with it. */
@@ -65,6 +76,7 @@ final class Spark(mode: String, group: ThreadGroup, loader: () => ClassLoader) {
   }
 
   private def own(cell: Cell, session: SparkSession): Unit = {
+    inform(session)
     session.sparkContext.addJobTag(tag(cell))
     session.sparkContext.setInterruptOnCancel(true)
   }
@@ -73,11 +85,15 @@ final class Spark(mode: String, group: ThreadGroup, loader: () => ClassLoader) {
 
   private def alive: Option[SparkSession] = SparkSession.getDefaultSession.filterNot(_.sparkContext.isStopped)
 
-  private def create(): SparkSession = {
-    val session = SparkSession.builder.getOrCreate
-    synchronized { jars }.foreach(session.sparkContext.addJar)
-    session
-  }
+  private def create(): SparkSession =
+    try {
+      val session = SparkSession.builder.getOrCreate
+      inform(session)
+      session
+    } catch {
+      // such as a class that is not there: a Future would never end with it
+      case fatal: Throwable => throw new ExecutionException(fatal)
+    }
 
   private def await(begun: Future[SparkSession]): SparkSession =
     try {
