@@ -12,7 +12,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Any, Final
 
-from elastic_kernels import words
+from elastic_kernels import names, words
 from elastic_kernels.nodes import tolerates
 
 Object = Mapping[str, Any]
@@ -145,7 +145,7 @@ def is_unheard(pod: Object, node: Object | None, now: datetime) -> bool:
     if any(taint.get("key") == _UNREACHABLE for taint in taints):
         return True
     status = pod.get("status") or {}
-    container: Object = next(iter(status.get("containerStatuses") or ()), {})
+    container = _kernels_container(status)
     is_running = "running" in (container.get("state") or {})
     if is_running and container.get("ready") and condition(status, "Ready").get("status") == "False":
         return True
@@ -154,9 +154,14 @@ def is_unheard(pod: Object, node: Object | None, now: datetime) -> bool:
 
 
 def container_state(status: Object) -> Object:
-    """Return the state of a pod's container, given the pod's status."""
-    container: Object = next(iter(status.get("containerStatuses") or ()), {})
-    return container.get("state") or {}
+    """Return the state of the container of a pod's kernel, given the pod's status."""
+    return _kernels_container(status).get("state") or {}
+
+
+def _kernels_container(status: Object) -> Object:
+    """Return what a pod's status says of its kernel's container; what else a profile or a mesh puts into the pod may come first."""
+    containers = status.get("containerStatuses") or ()
+    return next((each for each in containers if each.get("name") == names.CONTAINER), next(iter(containers), {}))
 
 
 def _lost(pod: Object, node: Object | None, now: datetime) -> Disruption | None:

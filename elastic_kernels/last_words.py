@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from elastic_kernels import status
+from elastic_kernels import names, status
 from elastic_kernels.cluster import Cluster, Key
 from elastic_kernels.errors import ElasticKernelsError, one_line
 
@@ -28,7 +28,7 @@ async def of(cluster: Cluster, key: Key | None) -> str:
     said = status.last_words(pod)
     if not said or said.startswith(_NO_LOG):
         try:
-            said = await cluster.client.pod_log(*key, lines=_LOG_LINES)
+            said = await cluster.client.pod_log(*key, names.CONTAINER, lines=_LOG_LINES)
         except ElasticKernelsError as error:
             log.info("The log of the pod %s cannot be read: %s", "/".join(key), error)
             return ""

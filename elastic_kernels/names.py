@@ -17,6 +17,9 @@ PREFIX: Final = "elastic-kernels/"
 MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 MANAGER: Final = "elastic-kernels"
 
+CONTAINER: Final = "kernel"
+"""The container of a pod in which its kernel runs; a profile or a mesh may add others."""
+
 AWAITED: Final = PREFIX + "awaited"
 CLAIMED: Final = PREFIX + "claimed"
 DEPLOYMENT: Final = PREFIX + "deployment"

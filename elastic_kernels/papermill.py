@@ -117,6 +117,7 @@ class _Runner(PapermillNotebookClient):  # type: ignore[misc]
 
     def run(self) -> None:
         """Run all cells. Raises KernelLostError."""
+        run_sync(_hush_interrupts)()
         try:
             self.execute()
         except KernelLostError:
@@ -143,6 +144,16 @@ class _Runner(PapermillNotebookClient):  # type: ignore[misc]
 
     def _why(self) -> str:
         return getattr(self.kc, "lost", None) or "the kernel has ended"
+
+
+async def _hush_interrupts() -> None:
+    """Have an interrupt that comes while a task of nbclient's runs end the run, and not be said to be that task's failure as well."""
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if not isinstance(context.get("exception"), (KeyboardInterrupt, SystemExit)):
+            loop.default_exception_handler(context)
+
+    asyncio.get_running_loop().set_exception_handler(handle)
 
 
 async def _ended() -> None:

@@ -22,7 +22,6 @@ from elastic_kernels.record import Record
 from elastic_kernels.request import KernelRequest
 from elastic_kernels.spark import configuration
 
-CONTAINER: Final = "kernel"
 MOUNT_PATH: Final = "/var/run/elastic-kernels"
 HOME: Final = "/home/jovyan"
 _PLACEHOLDER: Final = re.compile(r"\{([a-z_]+)\}")
@@ -130,7 +129,7 @@ def _container(
     home = profile.home.mount_path if profile.home and launch.home else None
     return _present(
         {
-            "name": CONTAINER,
+            "name": names.CONTAINER,
             "image": request.image,
             "imagePullPolicy": profile.image_pull_policy,
             # a launch that fails says the end of its log, which need not be looked for then, and may be gone

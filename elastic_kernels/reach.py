@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime
 from typing import Any, Final
 
-from elastic_kernels import disruption, names, record, status
+from elastic_kernels import disruption, names, patience, record, status
 from elastic_kernels.cluster import Cluster, Object, key_of
 from elastic_kernels.record import Record
 from elastic_kernels.warm.shared import elastic_claim
@@ -110,7 +110,7 @@ def token_of(record_uid: str, number: int) -> str:
 async def accepts(address: str, port: int) -> bool:
     """Tell whether something takes connections there."""
     try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection(address, port), _CONNECT_SECONDS)
+        _, writer = await patience.within(asyncio.open_connection(address, port), _CONNECT_SECONDS)
     except (OSError, asyncio.TimeoutError):
         return False
     writer.close()

@@ -178,9 +178,10 @@ class Client:
                 return None
             raise
 
-    async def pod_log(self, namespace: str, name: str, *, lines: int) -> str:
-        """Return the last lines of a pod's log. Raises as ``get`` does; one attempt only."""
-        response = await self._send("GET", _path("pods", namespace, name) + "/log", {"tailLines": str(lines)}, None)
+    async def pod_log(self, namespace: str, name: str, container: str, *, lines: int) -> str:
+        """Return the last lines of the log of a pod's container. Raises as ``get`` does; one attempt only."""
+        query = {"container": container, "tailLines": str(lines)}
+        response = await self._send("GET", _path("pods", namespace, name) + "/log", query, None)
         return response.decode("utf-8", "replace")
 
     @asynccontextmanager

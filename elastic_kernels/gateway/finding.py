@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
+from elastic_kernels import names
 from elastic_kernels.cluster import Cluster
 from elastic_kernels.errors import ClusterAwayError
 
@@ -20,12 +21,20 @@ _AHEAD: Final = 0.5
 _BEHIND: Final = 2.0
 
 
-async def all_kernels(kernels: Any) -> None:
-    """Return once all kernels that run are among ``kernels``. Raises ClusterAwayError if that takes too long."""
+async def all_kernels(kernels: Any, user: str | None = None) -> None:
+    """Return once all kernels that run are among ``kernels``, or all of a ``user``. Raises ClusterAwayError if that takes too long."""
     await _looked(kernels)
     kernels.keeper.meet_all()
-    # what is served may be followed for long, and is listed meanwhile
-    await kernels.keeper.works.settled(lambda kernel_id: kernel_id not in kernels, _PATIENCE)
+
+    def is_missing(kernel_id: str) -> bool:
+        # what is served may be followed for long, and is listed meanwhile
+        if kernel_id in kernels:
+            return False
+        item = kernels.keeper.cluster.record_of(kernel_id) if user is not None and kernels.keeper.cluster is not None else None
+        # one that another gateway starts may take long to answer, which is nothing to others
+        return item is None or (item["metadata"].get("annotations") or {}).get(names.USER) == user
+
+    await kernels.keeper.works.settled(is_missing, _PATIENCE)
 
 
 async def kernel(kernels: Any, kernel_id: str, *, is_to_answer: bool = False, is_to_restart: bool = False, is_to_end: bool = False) -> None:

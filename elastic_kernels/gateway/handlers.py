@@ -28,8 +28,8 @@ class Kernels(Verified):
 
     async def get(self) -> None:
         """List the caller's own kernels; for administrators ``?user=NAME`` lists another's and ``?user=*`` everybody's."""
-        await finding.all_kernels(self.kernels)
         if self.caller is None:
+            await finding.all_kernels(self.kernels)
             await ensure_async(super().get())
             return
         wanted = self.get_query_argument("user", self.caller.name)
@@ -37,6 +37,7 @@ class Kernels(Verified):
         models = []
         # every user's JupyterLab asks for this every few seconds, and is not to look at everybody else's each time
         is_own = not everybody and self.caller.acts_for is None
+        await finding.all_kernels(self.kernels, self.caller.name if is_own else None)
         for kernel_id in self.kernels.ids_of(self.caller.name) if is_own else self.kernels.list_kernel_ids():
             user = self.kernels.user_of(kernel_id)
             if user is None or not self.caller.may_use(user.name, user.service):

@@ -20,6 +20,7 @@ from enterprise_gateway.services.kernels.remotemanager import (
 )
 from jupyter_client.ioloop import AsyncIOLoopKernelRestarter
 from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, NoSuchKernel
+from jupyter_server._tz import utcnow
 from traitlets import Type
 
 from elastic_kernels import identity, profiles, reach
@@ -57,6 +58,16 @@ class ElasticKernelManager(RemoteKernelManager):  # type: ignore[misc]
     """What its user should know: that it is about to be culled."""
     awaited: str = ""
     """What it is doing while a start of it by another gateway has not come to its end, a clause; empty where none is under way."""
+    execution_state: str = "starting"
+    """What it does, in Jupyter's words."""
+    executing: dict[str, Any] | None = None
+    """The header of the request that it executes."""
+    is_known: bool = False
+    """Whether it has said what it does."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.last_activity = utcnow()
 
     async def start_kernel(self, *, user: User | None = None, **kwargs: Any) -> None:
         """Start the kernel, for ``user`` the first time; a restart leaves it to whom it belongs."""
@@ -106,11 +117,12 @@ class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[m
         self.keeper = Keeper(self)
         self._restarts: dict[str, asyncio.Task[None]] = {}
         self._shutdowns: Counter[str] = Counter()
+        self._ends: set[asyncio.Task[None]] = set()
 
     def _kernel_manager_class_default(self) -> str:
         return f"{__name__}.{ElasticKernelManager.__name__}"
 
-    async def start_kernel(self, *args: Any, user: User | None = None, **kwargs: Any) -> str:
+    async def start_kernel(self, *, user: User | None = None, **kwargs: Any) -> str:
         """Start a kernel and return its id. ``user`` is whose it is to be, None where nobody is verified.
 
         What the client asked for is in ``kwargs``: ``kernel_name``, ``path``, and ``env``, without which the kernel gets none of
@@ -122,8 +134,13 @@ class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[m
         kwargs |= {"kernel_name": name, "env": environment, "user": user}
         try:
             if self.is_elastic(name):
-                # the limits are the cluster's: those that Enterprise Gateway counts in its memory are not asked as well
-                kernel_id: str = await super(RemoteMappingKernelManager, self).start_kernel(*args, **kwargs)
+                kernel_id: str = kwargs.pop("kernel_id", None) or self.new_kernel_id(**kwargs)
+                try:
+                    # the limits are the cluster's: those that Enterprise Gateway counts in its memory are not asked as well
+                    await super(RemoteMappingKernelManager, self).start_kernel(kernel_id=kernel_id, **kwargs)
+                except asyncio.CancelledError:
+                    self._end_unwanted(kernel_id)
+                    raise
                 kwargs.pop("user")
                 self.parent.kernel_session_manager.create_session(kernel_id, **kwargs)
                 activity.ask(self._kernels[kernel_id], "starting")
@@ -131,12 +148,27 @@ class ElasticMappingKernelManager(RemoteMappingKernelManager):  # type: ignore[m
             if user is not None:
                 raise NotAllowedError(f"{name!r} does not run in a pod of its own, so that it is open to nobody here.")
             kwargs.pop("user")
-            return str(await super().start_kernel(*args, **kwargs))
+            return str(await super().start_kernel(**kwargs))
         finally:
             for starting, future in tuple(self._starting_kernels.items()):
                 # a start that failed stays there otherwise; one that succeeded is taken out by whoever began it
                 if future.done() and (future.cancelled() or future.exception() is not None):
                     self._starting_kernels.pop(starting, None)
+
+    def _end_unwanted(self, kernel_id: str) -> None:
+        """End a kernel whose start was cancelled, if it had succeeded in that very moment."""
+        if kernel_id not in self:
+            return
+        self._starting_kernels.pop(kernel_id, None)
+        end = asyncio.get_running_loop().create_task(self.shutdown_kernel(kernel_id, now=True))
+        self._ends.add(end)
+
+        def ended(_: object) -> None:
+            self._ends.discard(end)
+            if not end.cancelled() and (error := end.exception()) is not None:
+                self.log.warning("Kernel %s, which nobody waits for any more, could not be ended: %s", kernel_id, error)
+
+        end.add_done_callback(ended)
 
     async def restart_kernel(self, kernel_id: str, now: bool = False) -> None:
         """Restart a kernel, dead or alive, or wait for the restart that is under way. Raises HTTPError; then the kernel is dead."""

@@ -89,6 +89,9 @@ class Verified(web.RequestHandler):
     async def while_connected(self, work: Awaitable[T], *, keep: bool = False) -> T:
         """Return what ``work`` does, and cancel it when the client hangs up, unless it is to be kept. Raises HTTPError then."""
         self._work = None if keep else asyncio.ensure_future(work)
+        if self._work is not None and self._hung_up:
+            # while it was being verified
+            self._work.cancel()
         try:
             return await (self._work if self._work is not None else work)
         except asyncio.CancelledError:

@@ -36,7 +36,7 @@ def wanted(profile: Profile, deployment: str, namespace: str, spot: pod.Spot) ->
     nobody = Record("", profile.name, "", namespace, deployment, "", "", "")
     request = KernelRequest(image=profile.image, timeout=profile.launch_timeout)
     spec = pod.build_pod(profile, nobody, request, pod.Launch("", 0, ""), spot)["spec"]
-    (kernel,) = (container for container in spec["containers"] if container["name"] == pod.CONTAINER)
+    (kernel,) = (container for container in spec["containers"] if container["name"] == names.CONTAINER)
     own = {
         **{name: spec[name] for name in _PLACEMENT if name in spec},
         "restartPolicy": "Always",

@@ -182,8 +182,10 @@ class Refill:
     async def _delete(self, item: Object) -> None:
         """Delete a pod if it is as it was seen, and its Secret with it."""
         metadata = item["metadata"]
+        # one that does not run has nothing to end, and a kubelet may look long for the Secret of one that it is still to start
+        grace = 1 if (item.get("status") or {}).get("phase") == "Running" else 0
         gone = await self._cluster.client.delete(
-            "pods", metadata["namespace"], metadata["name"], grace=1, uid=metadata["uid"], version=metadata["resourceVersion"]
+            "pods", metadata["namespace"], metadata["name"], grace=grace, uid=metadata["uid"], version=metadata["resourceVersion"]
         )
         for owner in metadata.get("ownerReferences") or () if gone else ():
             await self._cluster.client.delete("secrets", metadata["namespace"], owner["name"], uid=owner["uid"])

@@ -76,7 +76,7 @@ def build_waiting(profile: Profile, deployment: str, secret: Mapping[str, Any], 
     spec["containers"] = [
         # asked until it has answered once, and never again
         {**container, "startupProbe": {"tcpSocket": {"port": elastic_claim.PORT}, "periodSeconds": 1, "failureThreshold": _START_SECONDS}}
-        if container["name"] == pod.CONTAINER
+        if container["name"] == names.CONTAINER
         else container
         for container in manifest["spec"]["containers"]
     ]
@@ -119,7 +119,7 @@ def fit(profile: Profile, manifest: Mapping[str, Any]) -> str:
     spec = manifest["spec"]
     containers = [
         {**container, "env": [item for item in container.get("env") or () if "valueFrom" in item]}
-        if container["name"] == pod.CONTAINER
+        if container["name"] == names.CONTAINER
         else container
         for container in spec["containers"]
     ]
@@ -161,7 +161,7 @@ def claim(manifest: Mapping[str, Any], now: str) -> dict[str, Any]:
 
 def message(kept: Record, manifest: Mapping[str, Any]) -> bytes:
     """Return what a waiting pod is told to be the kernel of a record, in place of the pod of ``manifest``."""
-    (container,) = (each for each in manifest["spec"]["containers"] if each["name"] == pod.CONTAINER)
+    (container,) = (each for each in manifest["spec"]["containers"] if each["name"] == names.CONTAINER)
     environment = [(item["name"], None if "valueFrom" in item else item.get("value", "")) for item in container.get("env") or ()]
     return json.dumps({"connection": records.connection(kept, 0, "0.0.0.0"), "environment": environment}).encode()
 

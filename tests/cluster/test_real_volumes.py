@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from elastic_kernels import names
 from elastic_kernels.cluster import Object
 from tests.conftest import KERNEL_IMAGE, Backend, gateway_on, profile
 from tests.gateway import PLUGGED_IN, Gateway, until
@@ -99,7 +100,7 @@ async def log_of_a_start(backend: Backend, gateway: Gateway, profile: str) -> st
     for _ in range(3):
         async with kernel(gateway, "ana", profile) as run:
             (pod,) = await backend.pods(run.id)
-            log = await backend.api.pod_log(backend.namespace, pod["metadata"]["name"], lines=20)
+            log = await backend.api.pod_log(backend.namespace, pod["metadata"]["name"], names.CONTAINER, lines=20)
         if not log.startswith("failed to try resolving symlinks"):
             return log
     raise AssertionError(f"there is no log of three starts: {log}")

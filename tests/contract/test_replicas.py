@@ -18,10 +18,25 @@ import pytest
 from aiohttp import web
 
 from tests.conftest import Backend
-from tests.contract.deployment import ANA, gateway, listed, run, start
+from tests.contract.deployment import ANA, BOB, gateway, listed, run, start
 from tests.gateway import Gateway, until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
+
+
+async def test_a_list_does_not_wait_for_what_somebody_else_starts_elsewhere(backend: Backend, tmp_path: Path) -> None:
+    async with gateway(backend, tmp_path / "one") as one, gateway(backend, tmp_path / "two") as two:
+        slow = asyncio.create_task(start(one, "slow"))
+
+        async def runs() -> bool:
+            return any(pod["status"].get("phase") == "Running" for pod in await backend.pods())
+
+        await until(runs, "the pod to run")
+        assert await listed(two, BOB) == set()
+        assert not slow.done()
+        kernel = await slow
+        assert await listed(two) == {kernel}
+        assert (await two.request("DELETE", f"/api/kernels/{kernel}", headers=ANA))[0] == 204
 
 
 async def test_gateways_beside_each_other_serve_the_same_kernels(backend: Backend, tmp_path: Path) -> None:

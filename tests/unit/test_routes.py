@@ -5,18 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import pytest
 from tornado.httpclient import AsyncHTTPClient, HTTPRequest
 from tornado.httpserver import HTTPServer
 from tornado.testing import bind_unused_port
-from traitlets.config import Config
 
 from elastic_kernels.gateway import ElasticGatewayApp
-from elastic_kernels.gateway.managers import ElasticMappingKernelManager
 from elastic_kernels.gateway.verified import PUBLIC, Verified
 
 ID = "0a1b2c3d-0000-4000-8000-0123456789ab"
@@ -40,22 +35,6 @@ DECISIONS = {
     r"/(.*)": ("/nothing", 404),
 }
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
-
-
-@pytest.fixture
-def application(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ElasticGatewayApp]:
-    """A gateway that has been made and does not serve."""
-    monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path))
-    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path))
-    config = Config()
-    config.ElasticKernels.identity = "header"
-    config.ElasticKernels.trusted_proxies = ["10.0.0.0/8"]
-    config.EnterpriseGatewayApp.kernel_manager_class = ElasticMappingKernelManager
-    made = ElasticGatewayApp(config=config)
-    made.init_configurables()
-    made.init_webapp()
-    yield made
-    ElasticGatewayApp.clear_instance()
 
 
 def routes(application: ElasticGatewayApp) -> dict[str, Any]:

@@ -81,6 +81,16 @@ LABELS = "no node has the labels that the profile asks for (the scheduler says: 
 GPU = "not enough nvidia.com/gpu is free (the scheduler says: " + NO_GPU + ")"
 
 
+def test_what_another_container_of_the_pod_does_is_not_what_the_kernel_does() -> None:
+    """Kubelets list them by name."""
+    beside = {"name": "istio-proxy", "state": {"terminated": {"exitCode": 1, "reason": "Error"}}, "ready": False}
+    lives, ended = running(), terminated(137, "OOMKilled")
+    for item in (lives, ended):
+        item["status"]["containerStatuses"].insert(0, beside)
+    assert exit_code(lives) is None
+    assert exit_code(ended) == 137
+
+
 @pytest.mark.parametrize(
     ("item", "events", "phase", "sentence", "hopeless"),
     [
