@@ -110,6 +110,10 @@ class Schedule:
         """Return ana's kernels."""
         return list((await self.gateway.request("GET", "/api/kernels", headers={"X-Forwarded-User": "ana"}))[1])
 
+    async def is_alone(self) -> bool:
+        """Tell whether nobody is connected to any of ana's kernels."""
+        return not any(model["connections"] for model in await self.kernels())
+
     async def shut_down(self, kernel_id: str) -> None:
         """Shut a kernel of ana's down."""
         await self.gateway.request("DELETE", f"/api/kernels/{kernel_id}", headers={"X-Forwarded-User": "ana"})

@@ -85,5 +85,16 @@ async def until_gone(backend: Backend, namespace: str = "", *, of: set[str] | No
     await until(are_forgotten, "the executors' pods to be deleted", seconds=60)
 
 
+async def until_ended(backend: Backend, executor: Object) -> None:
+    """Wait until an executor's driver has ended, as the cluster knows."""
+    (owner,) = executor["metadata"]["ownerReferences"]
+
+    async def has_no_driver() -> bool:
+        pod = await backend.api.get("pods", executor["metadata"]["namespace"], owner["name"])
+        return pod is None or pod["metadata"]["uid"] != owner["uid"] or "deletionTimestamp" in pod["metadata"] or has_ended(pod)
+
+    await until(has_no_driver, "the driver to end")
+
+
 async def gone(backend: Backend, namespace: str = "") -> bool:
     return not await executors(backend, namespace)

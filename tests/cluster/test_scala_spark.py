@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from elastic_kernels.profiles import Profile
-from tests.cluster.spark import JOB_SECONDS, SMALL, executors, gone, grant, spark_profile, until_gone
+from tests.cluster.spark import JOB_SECONDS, SMALL, executors, gone, grant, spark_profile, until_ended, until_gone
 from tests.cluster.test_scala import scala_profile
 from tests.conftest import KERNEL_IMAGE, Backend, gateway_on
 from tests.gateway import PLUGGED_IN, Gateway, until
@@ -145,9 +145,11 @@ async def test_a_driver_that_is_killed_and_its_pages(backend: Backend, gateway: 
         for user, path, status in (("ana", "/jobs/", 200), ("ana", "/executors/", 200), ("bob", "/jobs/", 404)):
             async with client.get(pages + path, headers=as_user(user)) as response:
                 assert (response.status, "Spark Jobs" in await response.text()) == (status, (user, path) == ("ana", "/jobs/"))
-        begun_with = {item["metadata"]["uid"] for item in await executors(backend, home)}
+        there = await executors(backend, home)
+        begun_with = {item["metadata"]["uid"] for item in there}
         assert len(begun_with) == 2
         killed = asyncio.create_task(run(KILL, JOB_SECONDS))
+        await until_ended(backend, there[0])
         await until_gone(backend, home, of=begun_with)
         # what becomes of the cell is another test's concern
         await asyncio.wait([killed])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.cluster.nodes import closed, silent
-from tests.cluster.spark import HOSTS, JOB_SECONDS, executors, gone, grant, spark_profile, until_gone
+from tests.cluster.spark import HOSTS, JOB_SECONDS, executors, gone, grant, spark_profile, until_ended, until_gone
 from tests.conftest import KERNEL_IMAGE, Backend, gateway_on, profile
 from tests.gateway import Gateway, until
 
@@ -73,10 +73,12 @@ async def test_a_driver_that_is_killed_takes_its_executors_with_it(backend: Back
     kernel = await gateway.start("spark")
     async with gateway.channels(kernel) as channels:
         assert (await channels.execute(HOSTS, seconds=JOB_SECONDS)).status == "ok"
-        begun_with = {item["metadata"]["uid"] for item in await executors(backend)}
+        there = await executors(backend)
+        begun_with = {item["metadata"]["uid"] for item in there}
         assert len(begun_with) == 2
         # as when the kernel's machine runs out of memory: neither the kernel nor Java gets to say anything
         await channels.send("shell", "execute_request", {"code": KILL, "silent": False})
+        await until_ended(backend, there[0])
         begin = time.monotonic()
         await until_gone(backend, of=begun_with)
         LOG.info("executors of a killed driver gone after %.1f s", time.monotonic() - begin)

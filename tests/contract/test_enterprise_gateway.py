@@ -23,7 +23,9 @@ def test_its_own_tests_pass(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-p", "tests.contract.jeg_plugin", *modules]
     command += ["-q", "-o", "asyncio_mode=auto", "-p", "no:cacheprovider", "-k", f"not ({_TRACEBACK})"]
     environment = {**os.environ, "LOGNAME": "tester", "PYTHONPATH": str(Path(__file__).parents[2]), "JUPYTER_CONFIG_DIR": str(tmp_path)}
-    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    # its kernels start on this machine, each within a test that may take five seconds otherwise
+    environment["ASYNC_TEST_TIMEOUT"] = "60"
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
     counts = re.search(r"(\d+) passed, (\d+) deselected", run.stdout)
     # neither fewer tests than there are, nor more left out than the one

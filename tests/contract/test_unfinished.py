@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from elastic_kernels import names
 from elastic_kernels.embedded.faults import Fault
 from tests.conftest import Backend, profile
 from tests.contract.deployment import ANA, SETTINGS, listed, run, start
@@ -226,11 +227,11 @@ async def test_what_runs_and_never_answers(backend: Backend, tmp_path: Path) -> 
     """It takes one of its user's slots, so that it is listed, and can be shut down, once nobody starts it any more."""
     kernel = str(uuid.uuid4())
     async with gateway(backend, tmp_path / "one") as one, gateway(backend, tmp_path / "two") as two:
-        first = begin(one, "/api/kernels", {"name": "silent", "env": {"KERNEL_ID": kernel, "KERNEL_LAUNCH_TIMEOUT": "12"}})
+        first = begin(one, "/api/kernels", {"name": "silent", "env": {"KERNEL_ID": kernel, "KERNEL_LAUNCH_TIMEOUT": "25"}})
         await until(lambda: runs(backend, kernel), "the pod to run")
         assert await listed(two) == set()
         await cut_off(one, first)
-        await is_in(two, kernel, "starting")
+        await is_in(two, kernel, "starting", seconds=25 + LATER)
         sentence = "The kernel is being started, and cannot be used yet: its container runs, and the kernel does not answer yet."
         assert (await refused(two, kernel)).startswith(sentence)
         # a restart does not wait beside it, for the room that it takes
@@ -254,7 +255,7 @@ async def test_a_restart_that_is_given_up_leaves_a_dead_kernel_everywhere(backen
     """Also while the API server takes its time to delete the pod that came to nothing."""
     assert backend.embedded is not None
     async with gateway(backend, tmp_path / "one") as one, gateway(backend, tmp_path / "two") as two:
-        kernel = await begun(one, 5)
+        kernel = await begun(one, 12)
         assert await listed(two) == {kernel}
         await room(False)
         deletes_late(backend, delay=4.0)
@@ -282,7 +283,7 @@ async def test_what_one_gateway_gives_up_is_not_ended_once_another_has_joined_it
     """It is everybody's kernel then, also where the start had been given up before, and could not be ended at once."""
     assert backend.embedded is not None
     async with gateway(backend, tmp_path / "one") as one, gateway(backend, tmp_path / "two") as two:
-        kernel = await begun(one, 5)
+        kernel = await begun(one, 12)
         assert await listed(two) == {kernel}
         await room(False)
         late = deletes_late(backend, **deletion)
@@ -337,8 +338,12 @@ async def test_a_restart_that_is_joined_and_fails_says_why(backend: Backend, roo
         await cut_off(one, await restart_without(room, backend, one, kernel))
         await is_in(two, kernel, "restarting")
         again = begin(two, f"/api/kernels/{kernel}/restart")
-        await until(lambda: is_logged(two, f"Kernel {kernel}: 'ana' starts 'small'"), "the restart to be under way")
-        (waiting,) = [item["metadata"]["name"] for item in await backend.pods(kernel) if not item["spec"].get("nodeName")]
+
+        async def joined() -> str | None:
+            (found,) = [item["metadata"] for item in await backend.pods(kernel) if not item["spec"].get("nodeName")]
+            return found["name"] if names.AWAITED in found["annotations"] else None
+
+        waiting = await until(joined, "the restart to be joined")
         evicted = {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory. "}
         backend.embedded.store.patch("pods", backend.namespace, waiting, {"status": evicted})
         status, body = await again

@@ -37,9 +37,9 @@ def warm(name: str = "small", count: int = 1, **fields: Any) -> Profile:
     return profile(name, **{**SMALL, "warm": {"kernels": count}, **fields})
 
 
-async def waiting(backend: Backend) -> list[Object]:
+async def waiting(backend: Backend, **query: Any) -> list[Object]:
     """Return the pods that wait, in the order of their names."""
-    found = (await backend.api.list("pods", backend.namespace, labelSelector=names.WARM))["items"]
+    found = (await backend.api.list("pods", backend.namespace, labelSelector=names.WARM, **query))["items"]
     return sorted(found, key=lambda item: str(item["metadata"]["name"]))
 
 
@@ -47,7 +47,8 @@ async def ready(backend: Backend, count: int) -> list[Object]:
     """Return the pods that wait, once there are so many and all of them can be claimed."""
 
     async def look() -> list[Object]:
-        found = await waiting(backend)
+        # as watches have them, by which gateways know
+        found = await waiting(backend, resourceVersion="0")
         return found if len(found) == count and all(map(is_ready, found)) else []
 
     found: list[Object] = await until(look, f"{count} pods to wait")

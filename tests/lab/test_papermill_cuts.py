@@ -23,6 +23,7 @@ async def test_a_connection_that_is_cut_comes_back_and_nothing_is_lost(schedule:
     async with schedule.through_a_proxy(notebook) as (proxy, process):
         await printed(process, "99")
         await proxy.disappear()
+        await until(schedule.is_alone, "the gateway to notice")
         schedule.touch("it is cut")
         await schedule.seen("at 200")
         await proxy.appear()
@@ -58,6 +59,7 @@ async def test_a_cell_that_ended_while_the_gateway_was_away(schedule: Schedule) 
     async with schedule.through_a_proxy(notebook) as (proxy, process):
         await printed(process, "it runs")
         await proxy.disappear()
+        await until(schedule.is_alone, "the gateway to notice")
         schedule.touch("gateway is away")
         await schedule.seen("is over")
         await proxy.appear()
