@@ -245,11 +245,27 @@ class User:
             except asyncio.TimeoutError:
                 runs = gateway is not None and gateway.process is not None and gateway.process.returncode is None
                 if runs and kernel.identity not in self._soak.killed:
-                    self._soak.fail(f"{self.name}: {kernel.identity} does not answer for {time.monotonic() - begun:.0f} s")
+                    seconds = time.monotonic() - begun
+                    self._soak.fail(f"{self.name}: {kernel.identity} does not answer for {seconds:.0f} s; {await self._seen(kernel)}")
                 return None
             except (aiohttp.ClientError, ConnectionError):
                 return None
             await asyncio.sleep(0.5)
+
+    async def _seen(self, kernel: Kernel) -> str:
+        """Return what each gateway takes a kernel for, and its pod's last words; of one that does not answer nothing is left later."""
+        backend = self._soak.backend
+        states, said = [], []
+        for replica in self._soak.replicas:
+            with suppress(*BROKEN):
+                if replica.gateway is not None:
+                    asked = replica.gateway.request("GET", f"/api/kernels/{kernel.identity}", headers=self._headers)
+                    states.append((await asyncio.wait_for(asked, PATIENCE))[1])
+        with suppress(ElasticKernelsError):
+            for item in await backend.pods(kernel.identity):
+                said.append(item["status"].get("podIP"))
+                said.append(await backend.api.pod_log(backend.namespace, item["metadata"]["name"], names.CONTAINER, lines=20))
+        return f"gateways say {states}, its pods {said}"
 
     async def cell(self, kernel: Kernel) -> None:
         code = f"x = globals().get('x', {UNDEFINED}) + 1; x"
