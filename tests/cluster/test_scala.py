@@ -171,7 +171,7 @@ async def interrupted(gateway: Gateway, kernel: str, channels: Channels, code: s
 async def test_a_session_that_cannot_start_is_an_error_each_time_and_can_be_had_later(gateway: Gateway) -> None:
     kernel = await gateway.start("scala")
     async with gateway.channels(kernel) as channels:
-        # one that is loaded already, and by another name, is an error that Java takes for the end of a thread
+        # a class that is loaded already, by another name, is a LinkageError, with which a Future of Scala 2.12 does not end
         await channels.execute('class Listener\nnew Listener\nsys.props("spark.extraListeners") = "Listener"', seconds=SLOW)
         for _ in range(2):
             reply = await channels.execute("spark.version", seconds=SLOW)
