@@ -7,7 +7,7 @@ import os
 import secrets
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from elastic_kernels import status
+from elastic_kernels import reach, status
 from elastic_kernels.cluster import Client, Object
 from elastic_kernels.embedded import EmbeddedCluster
 from elastic_kernels.errors import ElasticKernelsError
@@ -24,6 +24,7 @@ from elastic_kernels.record import Record
 from tests.gateway import Gateway, running_gateway, until, write_kernelspecs
 
 KERNEL_IMAGE = "elastic-kernels/kernel-python:dev"
+_PLAIN_PORT = 8000
 
 # how long an example takes is the machine's affair
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -124,13 +125,58 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--real", action="store_true", help="use the cluster of KUBECONFIG in place of the embedded one")
 
 
+@pytest.fixture(scope="session")
+async def real_cluster(request: pytest.FixtureRequest) -> Path | None:
+    """Return the kubeconfig of ``--real``, None without it.
+
+    A cluster whose pods cannot be reached from here ends the run at once: each start would be waited for until its timeout.
+    """
+    if not request.config.getoption("--real"):
+        return None
+    if not os.environ.get("KUBECONFIG"):
+        pytest.fail("KUBECONFIG is not set: this lane needs a real cluster (kind, or any other with the test images loaded).")
+    kubeconfig = Path(os.environ["KUBECONFIG"])
+    async with _namespace(kubeconfig) as cluster:
+        try:
+            await _reach_a_pod(cluster)
+        except AssertionError as error:
+            pytest.exit(f"The cluster of {kubeconfig} does not do for these tests: {error}", returncode=2)
+    return kubeconfig
+
+
+async def _reach_a_pod(cluster: Backend) -> None:
+    """Start a pod that is not the gateway's, and fail unless something here can talk to it."""
+    container = {"name": "plain", "image": KERNEL_IMAGE, "command": ["python", "-m", "http.server", str(_PLAIN_PORT)]}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "plain", "namespace": cluster.namespace},
+        "spec": {"containers": [container], "restartPolicy": "Never", "terminationGracePeriodSeconds": 0},
+    }
+
+    async def created() -> bool:
+        # refused until a controller has made the namespace's service account
+        with suppress(ElasticKernelsError):
+            await cluster.api.create("pods", pod)
+            return True
+        return False
+
+    async def running() -> str:
+        found = (await cluster.api.get("pods", cluster.namespace, "plain") or {})["status"]
+        return str(found["podIP"]) if found["phase"] == "Running" and "podIP" in found else ""
+
+    await until(created, "a plain pod to be created")
+    address = await until(running, f"a plain pod of {KERNEL_IMAGE} to run")
+    await until(
+        lambda: reach.accepts(address, _PLAIN_PORT),
+        f"the plain pod at {address} to answer; gateways run here, and need a route to the pods ('ip route')",
+    )
+
+
 @pytest.fixture(scope="module")
-async def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Backend]:
-    if request.config.getoption("--real"):
-        kubeconfig = os.environ.get("KUBECONFIG", "")
-        if not kubeconfig:
-            pytest.fail("KUBECONFIG is not set: this lane needs a real cluster (kind, or any other with the test images loaded).")
-        async with _namespace(Path(kubeconfig)) as real:
+async def backend(real_cluster: Path | None, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Backend]:
+    if real_cluster is not None:
+        async with _namespace(real_cluster) as real:
             yield real
         return
     directory = tmp_path_factory.mktemp("embedded")

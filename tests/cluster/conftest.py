@@ -35,7 +35,7 @@ async def connected(kubeconfig: Path) -> AsyncIterator[Any]:
 
 
 @pytest.fixture(scope="session")
-async def kubeconfig() -> Path:
+async def kubeconfig(real_cluster: Path | None) -> Path:
     """Return the kubeconfig of a cluster that answers and has the two nodes."""
     name = os.environ.get("KUBECONFIG", "")
     if not name:
