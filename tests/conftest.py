@@ -202,7 +202,9 @@ async def _namespace(kubeconfig: Path) -> AsyncIterator[Backend]:
             await api.create("namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "namespace": ""}})
         except ElasticKernelsError as error:
             pytest.fail(f"The cluster of {kubeconfig} cannot be used: {error} {error.detail}")
-        yield Backend(kubeconfig, name, api, environment={"KUBECONFIG": str(kubeconfig), "ELASTIC_KERNELS_NAMESPACE": name})
-        await api.delete("namespaces", "", name)
+        try:
+            yield Backend(kubeconfig, name, api, environment={"KUBECONFIG": str(kubeconfig), "ELASTIC_KERNELS_NAMESPACE": name})
+        finally:
+            await api.delete("namespaces", "", name)
     finally:
         await api.close()
