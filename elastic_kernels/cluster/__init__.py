@@ -53,7 +53,7 @@ class Cluster:
         """The one namespace that holds all kernels' pods and records, or None if any may."""
         selectors = {"labelSelector": names.selector(deployment)}
         self.pods = Informer(client, "pods", self.watched, selectors=selectors, index={BY_KERNEL: _kernel_of})
-        indexes = {BY_KERNEL: _kernel_of, BY_USER: _user_of}
+        indexes = {BY_KERNEL: _kernel_of, BY_USER: user_of}
         self.records = Informer(client, "secrets", self.watched, selectors=selectors, metadata_only=True, index=indexes)
         """The kernels' records, without what is in them."""
         self.executors = Informer(client, "pods", self.watched, selectors={"labelSelector": executors.selector(deployment)})
@@ -182,12 +182,13 @@ class Cluster:
                 await task
 
 
+def user_of(item: Object) -> str:
+    """Return the name of the user whose record or pod this is, empty if it does not say."""
+    return str((item["metadata"].get("annotations") or {}).get(names.USER, ""))
+
+
 def _kernel_of(item: Object) -> str:
     return str(item["metadata"]["labels"].get(names.KERNEL_ID, ""))
-
-
-def _user_of(item: Object) -> str:
-    return str((item["metadata"].get("annotations") or {}).get(names.USER, ""))
 
 
 _clusters: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Future[Cluster]] = weakref.WeakKeyDictionary()

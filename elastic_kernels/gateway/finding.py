@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
-from elastic_kernels import names
-from elastic_kernels.cluster import Cluster
+from elastic_kernels.cluster import Cluster, user_of
 from elastic_kernels.errors import ClusterAwayError
 
 # How long a request waits for the kernel to answer, or for the first look at the cluster.
@@ -32,7 +31,7 @@ async def all_kernels(kernels: Any, user: str | None = None) -> None:
             return False
         item = kernels.keeper.cluster.record_of(kernel_id) if user is not None and kernels.keeper.cluster is not None else None
         # one that another gateway starts may take long to answer, which is nothing to others
-        return item is None or (item["metadata"].get("annotations") or {}).get(names.USER) == user
+        return item is None or user_of(item) == user
 
     await kernels.keeper.works.settled(is_missing, _PATIENCE)
 
