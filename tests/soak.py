@@ -22,9 +22,10 @@ from typing import Any
 
 import aiohttp
 
-from elastic_kernels import names, status
+from elastic_kernels import names, reach, record, status
 from elastic_kernels.errors import ElasticKernelsError
 from tests.conftest import Backend, profile, shut_down_all
+from tests.direct import heard
 from tests.gateway import PLUGGED_IN, Gateway, Reply, running_gateway, until, write_kernelspecs
 
 USERS, EACH, ALL = 20, 2, 30
@@ -253,7 +254,7 @@ class User:
             await asyncio.sleep(0.5)
 
     async def _seen(self, kernel: Kernel) -> str:
-        """Return what each gateway takes a kernel for, and its pod's last words; of one that does not answer nothing is left later."""
+        """Return what each gateway takes a kernel for, what is heard from it without one, and its last words; nothing is left later."""
         backend = self._soak.backend
         states, said = [], []
         for replica in self._soak.replicas:
@@ -263,7 +264,11 @@ class User:
                     states.append((await asyncio.wait_for(asked, PATIENCE))[1])
         with suppress(ElasticKernelsError):
             for item in await backend.pods(kernel.identity):
-                said.append(item["status"].get("podIP"))
+                address = item["status"].get("podIP")
+                for secret in await backend.records():
+                    if address and secret["metadata"]["labels"][names.KERNEL_ID] == kernel.identity:
+                        connection = record.connection(record.from_secret(secret), reach.ports_of(item), address)
+                        said.append(f"{address} is heard on {await heard(connection)}")
                 said.append(await backend.api.pod_log(backend.namespace, item["metadata"]["name"], names.CONTAINER, lines=20))
         return f"gateways say {states}, its pods {said}"
 
