@@ -56,7 +56,7 @@ final class Cell(group: ThreadGroup, val number: Int, body: () => Map[String, St
         pause = Cell.AgainMillis
         millis += pause
         if (stops == Cell.MaxStops) ended.countDown()
-        else if (isStopped(anywhere = millis > Cell.StopMillis)) stops += 1
+        else if (stopped(anywhere = millis > Cell.StopMillis)) stops += 1
       }
       // what the code began between the first call and its end
       cancel()
@@ -75,8 +75,9 @@ final class Cell(group: ThreadGroup, val number: Int, body: () => Map[String, St
     if (depth == 0) Thread.interrupted()
   }
 
-  // under the lock, without which the thread could leave the user's code meanwhile
-  private def isStopped(anywhere: Boolean): Boolean = lock.synchronized {
+  /** Stops the thread if it may be stopped where it is, and tells whether it did. */
+  private def stopped(anywhere: Boolean): Boolean = lock.synchronized {
+    // under the lock, without which the thread could leave the user's code meanwhile
     val may = anywhere || isStoppable
     if (may) Cell.kill(this)
     may

@@ -31,7 +31,6 @@ final class Requests(
 
   /** Called on the relay's thread, for each request. */
   def apply(request: KernelMessage): Unit = request.header.msg_type match {
-    case kind if Requests.InOrder(kind) => queue.put(request)
     case "interrupt_request" =>
       interrupt()
       answered(request)(send.reply(request, "interrupt_reply", Json.obj("status" -> "ok")))
@@ -40,7 +39,7 @@ final class Requests(
     case "comm_open"        => loader.load(MessageType.withName("incoming_comm_open")) ! request
     case "comm_msg"         => loader.load(MessageType.withName("incoming_comm_msg")) ! request
     case "comm_close"       => loader.load(MessageType.withName("incoming_comm_close")) ! request
-    case other              => logger.warn(s"A $other is ignored: this kernel knows no such request")
+    case _                  => queue.put(request)
   }
 
   def isRunning: Boolean = running.isDefined
@@ -87,6 +86,7 @@ final class Requests(
       case "kernel_info_request" => send.reply(request, "kernel_info_reply", kernelInfo)
       case "comm_info_request"   => send.reply(request, "comm_info_reply", commInfo(request))
       case "history_request"     => send.reply(request, "history_reply", Json.obj("status" -> "ok", "history" -> Json.arr()))
+      case other                 => logger.warn(s"A $other is ignored: this kernel knows no such request")
     }
   }
 
@@ -176,8 +176,4 @@ final class Requests(
 
 object Requests {
   private val FarewellMillis = 200L
-  private val InOrder = Set(
-    "execute_request", "complete_request", "inspect_request", "is_complete_request", "history_request", "kernel_info_request",
-    "comm_info_request"
-  )
 }

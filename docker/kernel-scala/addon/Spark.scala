@@ -49,8 +49,9 @@ final class Spark(mode: String, group: ThreadGroup, loader: () => ClassLoader) {
   /** Makes jars that are on this machine known to executors: of the running session, or of the one to come. */
   def addJars(paths: Seq[String]): Unit = synchronized {
     jars ++= paths
-    informed = None
-    alive.foreach(inform)
+    alive.foreach { session =>
+      if (informed.contains(session.sparkContext)) paths.foreach(session.sparkContext.addJar) else inform(session)
+    }
   }
 
   // a cell may have made its session by itself
