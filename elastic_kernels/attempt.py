@@ -197,10 +197,17 @@ class Attempt:
         else:
             self._end()
 
-    async def why_unbound(self) -> str:
-        """Return what is said of the volumes that a pod which has no node waits for, as the end of a sentence; empty if nothing."""
+    async def why_late(self) -> str:
+        """Return what its status does not say of a pod that is waited for in vain, as the end of a sentence; empty if nothing.
+
+        That is what is said of the volumes of one that has no node, and whether one that runs can be reached at all.
+        """
         waiting = self._cluster.pods.get(self._key) if self._key is not None else None
-        return await unbound.why(self._cluster.client, waiting) if waiting is not None and not status.is_scheduled(waiting) else ""
+        if waiting is None:
+            return ""
+        if not status.is_scheduled(waiting):
+            return await unbound.why(self._cluster.client, waiting)
+        return "" if self._profile.calls_back else await reach.why_not(waiting)
 
     def abandon(self) -> None:
         """Called when this process ends: a kernel that is started again has its record, and is left to the other gateways."""

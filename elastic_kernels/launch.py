@@ -74,7 +74,7 @@ async def _in_time(attempt: Attempt, seconds: float, run: Coroutine[Any, Any, St
     try:
         return await patience.within(run, seconds)
     except asyncio.TimeoutError:
-        sentence = f"{now.status.sentence}{await attempt.why_unbound()}"
+        sentence = f"{now.status.sentence}{await attempt.why_late()}"
         raise LaunchTimeoutError(
             f"The kernel {attempt.title} was not ready within {seconds:g} seconds: {sentence}.", detail=now.status.phase.value
         ) from None

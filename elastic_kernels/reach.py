@@ -107,6 +107,22 @@ def token_of(record_uid: str, number: int) -> str:
     return hashlib.sha256(f"{record_uid} {number}".encode()).hexdigest()[:6]
 
 
+async def why_not(pod: Object) -> str:
+    """Return that a pod which runs is out of this gateway's reach, as the end of a sentence; empty if it is not, or does not run."""
+    address = pod["status"].get("podIP")
+    if pod["status"].get("phase") != "Running" or not address:
+        return ""
+    try:
+        _, writer = await patience.within(asyncio.open_connection(address, record.PORT_SETS[ports_of(pod)]), _CONNECT_SECONDS)
+    except ConnectionRefusedError:
+        # by the pod, whose kernel does not listen
+        return ""
+    except (OSError, asyncio.TimeoutError):
+        return f"; the gateway cannot reach its address {address}, for want of a route or because of a network policy"
+    writer.close()
+    return ""
+
+
 async def accepts(address: str, port: int) -> bool:
     """Tell whether something takes connections there."""
     try:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime, timezone
 from typing import Any
 
 import pytest
 
-from elastic_kernels.reach import is_given_up, latest, next_start, ports_of_start, token_of
+from elastic_kernels import record
+from elastic_kernels.reach import is_given_up, latest, next_start, ports_of_start, token_of, why_not
+from tests.gateway import free_port
 
 
 def pod(number: int, phase: str = "Running", *, deleted: bool = False) -> dict[str, Any]:
@@ -71,3 +74,28 @@ def test_what_nobody_waits_for_any_more(annotations: dict[str, str], expected: b
     created = {"creationTimestamp": "2026-11-24T10:00:00Z"}
     pod = {"metadata": {**created, "annotations": {f"elastic-kernels/{name}": value for name, value in annotations.items()}}}
     assert is_given_up(pod, datetime(2026, 11, 24, 10, 1, 40, tzinfo=timezone.utc)) is expected
+
+
+@pytest.mark.parametrize("error", [OSError(113, "No route to host"), asyncio.TimeoutError()])
+async def test_a_pod_that_cannot_be_reached_is_said_to_be_so(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    async def unreachable(_host: str, _port: int) -> Any:
+        raise error
+
+    monkeypatch.setattr(asyncio, "open_connection", unreachable)
+    said = "; the gateway cannot reach its address 10.0.0.9, for want of a route or because of a network policy"
+    assert await why_not(running("10.0.0.9")) == said
+    # what does not run, or has no address yet, has no listener to be reached
+    assert await why_not({**running("10.0.0.9"), "status": {"phase": "Pending", "podIP": "10.0.0.9"}}) == ""
+    assert await why_not(running("")) == ""
+
+
+async def test_of_a_pod_that_is_reached_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    monkeypatch.setattr(record, "PORT_SETS", (port, port))
+    assert await why_not(running("127.0.0.1")) == ""
+    async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", port):
+        assert await why_not(running("127.0.0.1")) == ""
+
+
+def running(address: str) -> dict[str, Any]:
+    return {"metadata": {"name": "p", "annotations": {"elastic-kernels/ports": "0"}}, "status": {"phase": "Running", "podIP": address}}

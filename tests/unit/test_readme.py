@@ -13,7 +13,7 @@ import yaml
 from enterprise_gateway.enterprisegatewayapp import EnterpriseGatewayApp
 from traitlets.config import Config
 
-from elastic_kernels import profilefile
+from elastic_kernels import profilefile, record
 from elastic_kernels.cli import _parser
 from elastic_kernels.gateway import ElasticGatewayApp
 from elastic_kernels.gateway.managers import ElasticMappingKernelManager
@@ -24,6 +24,7 @@ from elastic_kernels.profiles import PROXY_CLASS, from_kernelspec
 from elastic_kernels.request import parse_request
 from elastic_kernels.settings import ElasticKernels
 from elastic_kernels.status import Phase, Status
+from tests import conftest
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -102,6 +103,14 @@ def test_the_status() -> None:
     shown = json.loads(block("json", "usually"))
     status = Status(Phase(shown["phase"]), shown["sentence"], shown["hopeless"], shown["cause"])
     assert Report(status, shown["since"], "a").model(shown["id"], shown["usually"]) == shown
+
+
+def test_the_ports() -> None:
+    found = re.search(r"on the ports (\d+) to (\d+)", README)
+    assert found is not None
+    connections = [record.connection(conftest.record("small"), ports, "0.0.0.0") for ports in range(len(record.PORT_SETS))]
+    ports = {value for each in connections for name, value in each.items() if name.endswith("_port")} | {elastic_claim.PORT}
+    assert ports == set(range(int(found[1]), int(found[2]) + 1))
 
 
 def test_the_gateways_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
