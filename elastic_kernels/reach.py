@@ -72,12 +72,13 @@ def ports_of(pod: Object) -> int:
 
 
 def next_start(pods: Iterable[Object], after: int) -> int:
-    """Return the number of the start that follows the start ``after``, and all of ``pods`` that are over.
+    """Return the number of the start that follows the start ``after`` (0 if none is known), and all of ``pods`` that are over.
 
-    A later one that is not over is what somebody else has made of the same wish.
+    A later one that is not over is what somebody else has made of the same wish. It is never the first, which nobody has seen yet and
+    which goes, with the kernel, if whoever began it does not end it (see ``gateway.meeting``).
     """
     over = [start_of(pod) for pod in pods if status.is_over(pod)]
-    return max([after, *over]) + 1
+    return max([1, after, *over]) + 1
 
 
 def ports_of_start(number: int) -> int:

@@ -216,6 +216,24 @@ async def test_what_nobody_waits_for_any_more(backend: Backend, room: Any, tmp_p
         assert await run(two, kernel, "6 * 7") == "42"
 
 
+async def test_a_dead_kernels_restart_is_no_first_start(backend: Backend, room: Any, tmp_path: Path) -> None:
+    """Its user has seen it, although no pod is left to tell a gateway that has come since how often it was started."""
+    async with gateway(backend, tmp_path / "one") as one:
+        kernel = await begun(one, 12)
+        await room(False)
+        assert (await one.request("POST", f"/api/kernels/{kernel}/restart", headers=ANA))[0] == 504
+        await until(lambda: only(backend, kernel), "its pods to go")
+    async with gateway(backend, tmp_path / "two") as two:
+        await is_in(two, kernel, "dead")
+        await cut_off(two, await restart_without(room, backend, two, kernel))
+    async with gateway(backend, tmp_path / "three") as three:
+        await is_in(three, kernel, "restarting", seconds=5)
+        await is_in(three, kernel, "dead")
+        await room(True)
+        assert (await three.request("POST", f"/api/kernels/{kernel}/restart", headers=ANA))[0] == 200
+        assert await run(three, kernel, "6 * 7") == "42"
+
+
 async def only(backend: Backend, kernel: str) -> bool:
     """Tell whether there is but one record, which is this kernel's, and no pod that waits."""
     (record, *others), pods = await backend.records(), await backend.pods()

@@ -30,8 +30,8 @@ def pod(number: int, phase: str = "Running", *, deleted: bool = False) -> dict[s
     ("pods", "after", "number"),
     [
         ([], 1, 2),
-        # nothing is known of the starts before
-        ([], 0, 1),
+        # nothing is known of the starts before, but that there were some
+        ([], 0, 2),
         ([pod(1)], 1, 2),
         ([pod(1, deleted=True)], 1, 2),
         # another gateway has done what this one is about to do
