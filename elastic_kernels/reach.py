@@ -113,22 +113,23 @@ async def why_not(pod: Object) -> str:
     address = pod["status"].get("podIP")
     if pod["status"].get("phase") != "Running" or not address:
         return ""
-    try:
-        _, writer = await patience.within(asyncio.open_connection(address, record.PORT_SETS[ports_of(pod)]), _CONNECT_SECONDS)
-    except ConnectionRefusedError:
-        # by the pod, whose kernel does not listen
+    obstacle = await _obstacle(address, record.PORT_SETS[ports_of(pod)])
+    # a refusal is the pod's, whose kernel does not listen
+    if obstacle is None or isinstance(obstacle, ConnectionRefusedError):
         return ""
-    except (OSError, asyncio.TimeoutError):
-        return f"; the gateway cannot reach its address {address}, for want of a route or because of a network policy"
-    writer.close()
-    return ""
+    return f"; the gateway cannot reach its address {address}, for want of a route or because of a network policy"
 
 
 async def accepts(address: str, port: int) -> bool:
     """Tell whether something takes connections there."""
+    return await _obstacle(address, port) is None
+
+
+async def _obstacle(address: str, port: int) -> Exception | None:
+    """Connect, and return why that cannot be, None if it can."""
     try:
         _, writer = await patience.within(asyncio.open_connection(address, port), _CONNECT_SECONDS)
-    except (OSError, asyncio.TimeoutError):
-        return False
+    except (OSError, asyncio.TimeoutError) as error:
+        return error
     writer.close()
-    return True
+    return None

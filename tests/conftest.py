@@ -162,8 +162,9 @@ async def _reach_a_pod(cluster: Backend) -> None:
         return False
 
     async def running() -> str:
-        found = (await cluster.api.get("pods", cluster.namespace, "plain") or {})["status"]
-        return str(found["podIP"]) if found["phase"] == "Running" and "podIP" in found else ""
+        found = await cluster.api.get("pods", cluster.namespace, "plain")
+        assert found is not None, "the plain pod is gone"
+        return str(found["status"].get("podIP", "")) if found["status"]["phase"] == "Running" else ""
 
     await until(created, "a plain pod to be created")
     address = await until(running, f"a plain pod of {KERNEL_IMAGE} to run")
