@@ -45,8 +45,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 def save(part: str, results: Any) -> None:
     """Write ``results/<part>.json``, with what it was measured on."""
-    RESULTS.mkdir(exist_ok=True)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=RESULTS, capture_output=True, text=True, check=False)
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=RESULTS.parent, capture_output=True, text=True, check=False)
     about = {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit.stdout.strip(),
@@ -54,4 +53,12 @@ def save(part: str, results: Any) -> None:
         "machine": platform.machine(),
         "load before": os.getloadavg(),
     }
-    (RESULTS / f"{part}.json").write_text(json.dumps({"about": about, "results": results}, indent=1))
+    keep(f"{part}.json", json.dumps({"about": about, "results": results}, indent=1))
+
+
+def keep(name: str, text: str) -> Path:
+    """Write a file beside the results, and return where it is."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / name
+    path.write_text(text)
+    return path

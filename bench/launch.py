@@ -4,22 +4,26 @@
 
 All on the same cluster, with the same image for this project and the floor; stock Enterprise Gateway needs its own launcher in
 the image. A second gateway of this project has as many kernels waiting as are started at once. Prints ratios of medians to the
-floor, which is what a machine of another speed has in common with this one, and writes bench/results/launch.json.
+floor, which is what a machine of another speed has in common with this one, and writes bench/results/launch.json; and, where a
+kernel came long after the others of its round, its gateway's log beside it.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import os
 import secrets
+import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from bench import figures, floor, stock
 from elastic_kernels import names
@@ -29,23 +33,51 @@ from tests.conftest import profile
 from tests.gateway import PLUGGED_IN, Gateway, running_gateway, until, write_kernelspecs
 
 Measure = Callable[[int], Awaitable[list[float]]]
+# Seconds by which a kernel comes after the middle one of its round, if something went wrong with it.
+_LATE: Final = 10.0
+# Seconds after which nothing comes of one that runs.
+_SILENT: Final = 120.0
+
+
+@dataclass(frozen=True)
+class Start:
+    """What came of one start, in seconds since it was asked for; infinity for what never came."""
+
+    kernel_id: str = ""
+    answered: float = math.inf
+    """When the gateway said that it runs."""
+    output: float = math.inf
+    """When its first output came."""
 
 
 async def first_outputs(gateway: Gateway, kernel: str, count: int) -> list[float]:
     """Start ``count`` kernels at once; return the seconds to the first output of each, infinity for those that never came."""
 
-    async def one() -> tuple[float, str | None]:
+    async def one() -> Start:
         begin = time.monotonic()
         status, body = await gateway.request("POST", "/api/kernels", {"name": kernel, "env": {"KERNEL_USERNAME": "ana"}})
         if status != 201:
-            return float("inf"), None
-        async with gateway.channels(body["id"]) as channels:
-            await channels.begin("pass")
-            return time.monotonic() - begin, body["id"]
+            return Start()
+        answered = time.monotonic() - begin
+        with suppress(asyncio.TimeoutError):
+            async with gateway.channels(body["id"]) as channels:
+                await asyncio.wait_for(channels.begin("pass"), _SILENT)
+                return Start(body["id"], answered, time.monotonic() - begin)
+        return Start(body["id"], answered)
 
-    results = await asyncio.gather(*(one() for _ in range(count)))
-    await asyncio.gather(*(gateway.request("DELETE", f"/api/kernels/{kernel_id}") for _, kernel_id in results if kernel_id))
-    return [seconds for seconds, _ in results]
+    starts = await asyncio.gather(*(one() for _ in range(count)))
+    for start in late(starts):
+        kept = figures.keep(f"late-{start.kernel_id}.log", gateway.log)
+        print(f"late: {start.kernel_id} ran after {start.answered:.2f} s, first output after {start.output:.2f} s; {kept}", flush=True)
+    await asyncio.gather(*(gateway.request("DELETE", f"/api/kernels/{start.kernel_id}") for start in starts if start.kernel_id))
+    return [start.output for start in starts]
+
+
+def late(starts: Sequence[Start]) -> list[Start]:
+    """Return the starts that ran, and whose output came long after that of most, or never."""
+    # where most never came, those are late all the same
+    bound = min(statistics.median(start.output for start in starts) + _LATE, sys.float_info.max) if starts else 0.0
+    return [start for start in starts if start.kernel_id and start.output > bound]
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ from jupyter_client.session import Session
 from zmq.asyncio import Context
 from zmq.constants import SocketType
 
-from bench import figures, phases, plot, standins
+from bench import figures, launch, phases, plot, standins
 from tests.gateway import free_port, until
 
 
@@ -35,19 +35,27 @@ def test_ratio(values: list[float], base: list[float], said: str) -> None:
     assert figures.ratio(values, base) == said
 
 
+def test_what_comes_long_after_the_others_of_its_round() -> None:
+    others = [launch.Start(str(number), 1.0, 5.0 + number) for number in range(5)]
+    slow, silent, refused = launch.Start("slow", 4.9, 34.9), launch.Start("silent", 1.0), launch.Start()
+    assert launch.late([*others, slow, silent, refused]) == [slow, silent]
+    assert launch.late([silent, silent]) == [silent, silent]
+    assert launch.late(others) == launch.late([slow]) == launch.late([]) == []
+
+
 def test_a_table() -> None:
     assert figures.aligned([["", "one"], ["long", "1"], ["s", "100"]]) == "      one\nlong    1\ns     100"
 
 
 def test_the_picture() -> None:
-    launch = {
+    starts = {
         "floor": {"1": [1.0], "20": [4.0]},
         "ours": {"1": [1.1], "20": [4.4]},
         "warm": {"1": [0.1], "20": [0.4]},
         "stock": {"1": [3.0], "20": [math.inf]},
     }
     messages = {"an <empty> cell": {"direct": [0.004], "ours": [0.004], "stock": [0.05]}}
-    rows = plot.rows(launch, messages)
+    rows = plot.rows(starts, messages)
     assert [what for what, _ in rows] == ["1 at once, to the first output", "20 at once, to the first output", "an <empty> cell"]
     assert rows[1][1] == {"ours": pytest.approx(1.1), "warm": pytest.approx(0.1), "stock": math.inf}
     drawn = ElementTree.fromstring(plot.svg(rows))
