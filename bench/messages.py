@@ -195,7 +195,8 @@ def main(arguments: list[str]) -> None:
     """Measure, print the table, write the file."""
     parser = argparse.ArgumentParser(description="Messages through a gateway, as ratios to a direct connection, on this machine.")
     parser.add_argument("--kernels", type=int, default=50, help="that print at once (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3)
+    # what takes a tenth of a second is easily disturbed: of three, the middle one may be
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 20, 200], help="of outputs, in MB (default: 1 20 200)")
     parser.add_argument("--prints", type=int, default=3000)
     parser.add_argument("--no-stock", action="store_true")
