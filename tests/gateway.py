@@ -61,11 +61,15 @@ class Channels:
     def __init__(self, socket: aiohttp.ClientWebSocketResponse[Any]) -> None:
         self._socket = socket
         self.session = uuid.uuid4().hex
+        self.reason = ""
+        """Why the gateway closed the connection, in its words."""
 
     async def closed(self) -> int | None:
         """Wait until the gateway closes the connection, and return the code that it gives."""
         while not self._socket.closed:
-            await self._socket.receive(timeout=SECONDS)
+            message = await self._socket.receive(timeout=SECONDS)
+            if message.type is aiohttp.WSMsgType.CLOSE:
+                self.reason = str(message.extra)
         return self._socket.close_code
 
     async def send(self, channel: str, kind: str, content: Mapping[str, Any]) -> str:

@@ -12,9 +12,14 @@ nothing comes, it is closed.
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Awaitable
 from typing import Any, Final
 
 from jupyter_server.services.kernels.handlers import ZMQChannelsHandler
+from tornado.websocket import WebSocketHandler
+
+log = logging.getLogger(__name__)
 
 # Whoever comes back after its connection broke takes longer.
 _TOGETHER: Final = 1.0
@@ -22,6 +27,8 @@ _TOGETHER: Final = 1.0
 _SPEAKS: Final = 10.0
 # HTTP's "Switching Protocols"
 _CONNECTED: Final = 101
+# IANA, "WebSocket Close Code Number Registry"
+_TRY_AGAIN_LATER: Final = 1013
 
 
 class PromptChannels(ZMQChannelsHandler):  # type: ignore[misc]
@@ -114,9 +121,19 @@ class PromptChannels(ZMQChannelsHandler):  # type: ignore[misc]
             # is kept: at a later time, of connections that are good, which then bring each message a second time.
             self.kernel_manager.stop_buffering(kernel_id)
         connected = super().open(kernel_id)
-        if connected is not None:
-            connected.add_done_callback(self._settle)
-        return connected
+        if connected is None:
+            return None
+        connected.add_done_callback(self._settle)
+        return self._answered(connected)
+
+    async def _answered(self, connected: Awaitable[None]) -> None:
+        """Return once the kernel's messages arrive, or close if it takes connections and says nothing: the client may try again."""
+        try:
+            await connected
+        except asyncio.TimeoutError:
+            log.warning("The kernel %s has not answered a websocket within %g s", self.kernel_id, self.kernel_info_timeout)
+            # Jupyter Server's own close says no reason
+            WebSocketHandler.close(self, _TRY_AGAIN_LATER, "The kernel does not answer; interrupt it, or restart it.")
 
     def _settle(self, _: object) -> None:
         self.is_settled = True

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import struct
 import time
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import aiohttp
@@ -18,6 +20,10 @@ from tests.gateway import PLUGGED_IN, Gateway, until
 
 # no message may wait for the other side's delayed acknowledgement of the one before, which comes after 40 ms
 ACKNOWLEDGED_AFTER = 0.035
+# for how long whoever connects waits for a kernel to say something: Jupyter Server's own 60 s are long for a test
+IMPATIENCE = 10.0
+# a function of C that keeps the interpreter's lock, when the cell is over
+HANG = "import ctypes, threading; threading.Timer(1, ctypes.PyDLL(None).sleep, (1000,)).start()"
 COMM = """
 from comm import create_comm
 create_comm("test", data={"a": 1}, buffers=[b"\\x00\\xff", b"more"])
@@ -27,7 +33,9 @@ create_comm("test", data={"a": 1}, buffers=[b"\\x00\\xff", b"more"])
 @pytest.fixture(scope="module")
 async def gateway(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gateway]:
     directory = tmp_path_factory.mktemp("gateway")
-    async with gateway_on(backend, directory, {"small": profile("small")}, configuration=PLUGGED_IN) as running:
+    profiles = {"small": profile("small", grace_period=2)}
+    configuration = f"{PLUGGED_IN}get_config().MappingKernelManager.kernel_info_timeout = {IMPATIENCE}\n"
+    async with gateway_on(backend, directory, profiles, configuration=configuration) as running:
         yield running
 
 
@@ -62,6 +70,25 @@ async def test_of_two_connections_of_a_session_that_come_together_the_one_that_s
         # the other one is closed, and nobody misses it
         await silent.closed()
         assert (await speaks.execute("6 * 7")).text == "42"
+
+
+async def test_a_kernel_that_takes_connections_and_says_nothing(gateway: Gateway) -> None:
+    hangs = await gateway.start("small")
+    await gateway.run(hangs, HANG)
+
+    async def told() -> tuple[int | None, str] | None:
+        async with gateway.channels(hangs) as channels:
+            # it stays open if the kernel did not hang yet
+            with suppress(asyncio.TimeoutError):
+                return await asyncio.wait_for(channels.closed(), 1.5 * IMPATIENCE), channels.reason
+        return None
+
+    answer = await until(told, "a kernel that hangs to be told of")
+    assert answer == (1013, "The kernel does not answer; interrupt it, or restart it.")
+    assert "Traceback" not in gateway.log
+    assert (await gateway.request("POST", f"/api/kernels/{hangs}/restart"))[0] == 200
+    assert await gateway.run(hangs, "6 * 7") == "42"
+    await gateway.stop(hangs)
 
 
 async def test_an_empty_cell_does_not_wait(gateway: Gateway, kernel: str) -> None:
