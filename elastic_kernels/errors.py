@@ -6,6 +6,12 @@ detail for the operator's log. Only the sentence leaves the gateway, in the resp
 
 from __future__ import annotations
 
+from typing import Final
+
+SILENT_KERNEL: Final = 4504
+"""The code with which a gateway closes the websocket of a kernel that takes connections and says nothing; RFC 6455, section 7.4.2,
+leaves such codes to us."""
+
 
 class ElasticKernelsError(Exception):
     """The base of all errors that this project raises on purpose.

@@ -19,6 +19,8 @@ from typing import Any, Final
 from jupyter_server.services.kernels.handlers import ZMQChannelsHandler
 from tornado.websocket import WebSocketHandler
 
+from elastic_kernels.errors import SILENT_KERNEL
+
 log = logging.getLogger(__name__)
 
 # Whoever comes back after its connection broke takes longer.
@@ -27,8 +29,6 @@ _TOGETHER: Final = 1.0
 _SPEAKS: Final = 10.0
 # HTTP's "Switching Protocols"
 _CONNECTED: Final = 101
-# IANA, "WebSocket Close Code Number Registry"
-_TRY_AGAIN_LATER: Final = 1013
 
 
 class PromptChannels(ZMQChannelsHandler):  # type: ignore[misc]
@@ -133,7 +133,7 @@ class PromptChannels(ZMQChannelsHandler):  # type: ignore[misc]
         except asyncio.TimeoutError:
             log.warning("The kernel %s has not answered a websocket within %g s", self.kernel_id, self.kernel_info_timeout)
             # Jupyter Server's own close says no reason
-            WebSocketHandler.close(self, _TRY_AGAIN_LATER, "The kernel does not answer; interrupt it, or restart it.")
+            WebSocketHandler.close(self, SILENT_KERNEL, "The kernel does not answer; interrupt it, or restart it.")
 
     def _settle(self, _: object) -> None:
         self.is_settled = True

@@ -19,6 +19,7 @@ from typing import Any, Final
 from tornado.httpclient import HTTPClientError
 from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, websocket_connect
 
+from elastic_kernels.errors import SILENT_KERNEL
 from elastic_kernels.remote.gateway import CONNECT_SECONDS, Answer, Gateway
 from elastic_kernels.remote.ledger import Counter, Ledger
 from elastic_kernels.remote.start import Tell
@@ -135,6 +136,8 @@ class Channels:
         while self.lost is None:
             text = await connection.read_message()
             if text is None:
+                if connection.close_code == SILENT_KERNEL:
+                    self.lost = "the kernel takes connections and does not answer"
                 break
             self._heard = True
             self._receive(decode(text))

@@ -15,6 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from elastic_kernels.errors import SILENT_KERNEL
 from tests.conftest import Backend, gateway_on, profile
 from tests.gateway import PLUGGED_IN, Gateway, until
 
@@ -84,7 +85,7 @@ async def test_a_kernel_that_takes_connections_and_says_nothing(gateway: Gateway
         return None
 
     answer = await until(told, "a kernel that hangs to be told of")
-    assert answer == (1013, "The kernel does not answer; interrupt it, or restart it.")
+    assert answer == (SILENT_KERNEL, "The kernel does not answer; interrupt it, or restart it.")
     assert "Traceback" not in gateway.log
     assert (await gateway.request("POST", f"/api/kernels/{hangs}/restart"))[0] == 200
     assert await gateway.run(hangs, "6 * 7") == "42"

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from elastic_kernels.errors import ConfigurationError
+from elastic_kernels.errors import SILENT_KERNEL, ConfigurationError
 from elastic_kernels.remote import start
-from elastic_kernels.remote.channels import decode
+from elastic_kernels.remote.channels import Channels, decode
 from elastic_kernels.remote.gateway import Address, Answer, Gateway, GatewayError, address
 from elastic_kernels.remote.ledger import Counter, Ledger
 from elastic_kernels.remote.start import Patience, Starting, Verdict, kernel_environment, verdict
@@ -137,6 +137,13 @@ class Scripted:
             return web.json_response(self.afterwards or {}, status=200 if self.afterwards else 404)
         return web.json_response(self.statuses.pop(0))
 
+    async def channels(self, request: web.Request) -> web.WebSocketResponse:
+        """Close a websocket, as gateways do for a kernel that takes connections and says nothing."""
+        websocket = web.WebSocketResponse()
+        await websocket.prepare(request)
+        await websocket.close(code=SILENT_KERNEL, message=b"The kernel does not answer.")
+        return websocket
+
     async def specs(self, _request: web.Request) -> web.Response:
         return web.json_response({"kernelspecs": {"small": {}, "gpu": {}}})
 
@@ -149,6 +156,7 @@ async def scripted(answers: Sequence[Told], **more: Any) -> AsyncIterator[tuple[
     application.router.add_get("/api/kernelspecs", gateway.specs)
     application.router.add_get("/api/kernels/{id}", gateway.get)
     application.router.add_get("/api/kernels/{id}/status", gateway.status)
+    application.router.add_get("/api/kernels/{id}/channels", gateway.channels)
     runner = web.AppRunner(application, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -258,6 +266,13 @@ async def test_what_a_machine_did_is_tried_again(cause: str | None, requests: in
         else:
             await starting.run()
         assert len(gateway.asked) == requests
+
+
+async def test_a_kernel_that_takes_connections_and_says_nothing() -> None:
+    async with scripted([], has_kernel=True) as (gateway, client):
+        channels = Channels(client, "a-kernel", "a-session", lambda channel, message: None, 60, gateway.told.append)
+        await asyncio.wait_for(channels.run(), 10)
+        assert (channels.lost, gateway.told) == ("the kernel takes connections and does not answer", [])
 
 
 def message(kind: str, parent: str, channel: str = "iopub", **content: Any) -> dict[str, Any]:
