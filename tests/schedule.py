@@ -33,6 +33,14 @@ LIMITED = {
 # a kernel that begins to start, and never comes to its end
 SLOW = 'cd "$0"; touch "slow begun"; exec sleep 600'
 
+# a kernel that takes connections, and says nothing
+SILENT = """
+import json, socket, sys, time
+connection = json.load(open(sys.argv[1]))
+servers = [socket.create_server((connection["ip"], port)) for name, port in connection.items() if name.endswith("_port")]
+time.sleep(600)
+"""
+
 
 @dataclass
 class Ended:

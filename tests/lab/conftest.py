@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import Backend, gateway_on, profile
 from tests.gateway import PLUGGED_IN, until
 from tests.lab.running import Lab, Up, lab_of, running_up
-from tests.schedule import SLOW, Schedule, with_a_scheduler
+from tests.schedule import SILENT, SLOW, Schedule, with_a_scheduler
 
 PROFILES = """\
 common:
@@ -51,9 +51,12 @@ async def schedule(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -
         "opened": profile("opened", limit_classes=["scheduled"], volumes=volumes, grace_period=1),
         "missing": profile("missing", image="registry.invalid/missing:1"),
         "slow": profile("slow", command=["sh", "-c", SLOW, str(folder), "{connection_file}"], volumes=volumes, grace_period=1),
+        "silent": profile("silent", command=["python", "-c", SILENT, "{connection_file}"], grace_period=1),
         "crowded": profile("crowded", cpu="1000", launch_timeout=3),
     }
-    async with gateway_on(backend, directory, profiles, environment=environment, configuration=PLUGGED_IN) as gateway:
+    # Jupyter Server's own 60 s are long for a test
+    configuration = f"{PLUGGED_IN}get_config().MappingKernelManager.kernel_info_timeout = 15\n"
+    async with gateway_on(backend, directory, profiles, environment=environment, configuration=configuration) as gateway:
         yield Schedule(gateway, folder, {**backend.environment, **environment})
 
 

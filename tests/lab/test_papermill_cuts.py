@@ -183,6 +183,13 @@ async def test_a_kernel_that_dies(schedule: Schedule) -> None:
     assert outputs(notebook)[1] == ""
 
 
+async def test_a_kernel_that_takes_connections_and_says_nothing(schedule: Schedule) -> None:
+    notebook = schedule.write("silent.ipynb", "print('never')", kernel="silent")
+    run = await schedule.papermill(notebook, **ANA)
+    assert run.code == 138, run
+    assert "Cell 1 has no result: the kernel takes connections and does not answer." in outputs(notebook)[0]
+
+
 async def test_a_kernel_that_somebody_shuts_down(schedule: Schedule) -> None:
     notebook = schedule.write("shut.ipynb", f"{says('shut')}\n{waits('never')}")
     async with schedule.begun("elastic-kernels", "run", str(notebook), **ANA) as process:
