@@ -112,7 +112,7 @@ async def test_a_user_chooses_another_limit_only_where_an_operator_opened_it(sch
 
 
 WRONG: list[tuple[str, str | None, list[str], int, str]] = [
-    ("unknown", None, ["--profile", "huge"], 1, "has no profile 'huge': there are crowded, missing, opened, slow, small."),
+    ("unknown", None, ["--profile", "huge"], 1, "has no profile 'huge': there are crowded, missing, opened, silent, slow, small."),
     ("none", "no kernel", [], 2, "names no kernel: name a profile with --profile."),
     ("broken", "{", [], 2, "cannot be read: Notebook does not appear to be JSON: '{'."),
     ("gone", "", [], 2, "cannot be read: No such file or directory."),
