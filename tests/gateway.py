@@ -123,6 +123,11 @@ STOCK = (sys.executable, "-m", "enterprise_gateway")
 PLUGGED_IN = "from elastic_kernels.gateway import configure\nconfigure(get_config())\n"
 
 
+def impatient(seconds: float) -> str:
+    """Return the configuration of a gateway that is plugged in, and waits so long for a kernel to say something, in place of 60 s."""
+    return f"{PLUGGED_IN}get_config().MappingKernelManager.kernel_info_timeout = {seconds}\n"
+
+
 class Gateway:
     """A running gateway and a client of its REST API."""
 

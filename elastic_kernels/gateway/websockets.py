@@ -133,7 +133,7 @@ class PromptChannels(ZMQChannelsHandler):  # type: ignore[misc]
         except asyncio.TimeoutError:
             log.warning("The kernel %s has not answered a websocket within %g s", self.kernel_id, self.kernel_info_timeout)
             # Jupyter Server's own close says no reason
-            WebSocketHandler.close(self, SILENT_KERNEL, "The kernel does not answer; interrupt it, or restart it.")
+            WebSocketHandler.close(self, SILENT_KERNEL, "The kernel does not answer; restart it.")
 
     def _settle(self, _: object) -> None:
         self.is_settled = True

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from tests.conftest import Backend, gateway_on, profile
-from tests.gateway import PLUGGED_IN, until
+from tests.gateway import impatient, until
 from tests.lab.running import Lab, Up, lab_of, running_up
 from tests.schedule import SILENT, SLOW, Schedule, with_a_scheduler
 
@@ -54,9 +54,7 @@ async def schedule(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -
         "silent": profile("silent", command=["python", "-c", SILENT, "{connection_file}"], grace_period=1),
         "crowded": profile("crowded", cpu="1000", launch_timeout=3),
     }
-    # Jupyter Server's own 60 s are long for a test
-    configuration = f"{PLUGGED_IN}get_config().MappingKernelManager.kernel_info_timeout = 15\n"
-    async with gateway_on(backend, directory, profiles, environment=environment, configuration=configuration) as gateway:
+    async with gateway_on(backend, directory, profiles, environment=environment, configuration=impatient(15)) as gateway:
         yield Schedule(gateway, folder, {**backend.environment, **environment})
 
 
